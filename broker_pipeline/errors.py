@@ -1,0 +1,195 @@
+"""Every exception of the package, each with a code that never changes.
+
+An error says what happened, what was expected and what to do; the values it speaks of are kept as
+attributes. Codes: BP1xx a declaration, BP2xx a plan or a target, BP3xx the broker, BP4xx a package
+or its payload, BP5xx a module or a role that runs it, BP6xx a client.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BrokerPipelineError(Exception):
+    """The root of all errors of this package.
+
+    Attributes:
+        code: the stable code, such as ``"BP101"``.
+        retriable: whether the same call may succeed later without a change.
+        values: what the message speaks of, by name.
+    """
+
+    code: ClassVar[str] = "BP000"
+    retriable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **values: object) -> None:
+        super().__init__(f"{self.code} {message}")
+        self.values = values
+
+
+class DeclarationError(BrokerPipelineError):
+    """A pipeline was declared wrongly; `faults` lists every fault, each with its own code."""
+
+    code = "BP100"
+
+    def __init__(self, subject: str, faults: list[str]) -> None:
+        self.faults = tuple(faults)
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(f"{subject} cannot be built, {count}:\n{lines}", faults=self.faults)
+
+
+class PlanError(BrokerPipelineError):
+    """A plan does not hold what was asked of it, or cannot follow the deployed one."""
+
+    code = "BP201"
+
+
+class TargetError(BrokerPipelineError):
+    """A TARGET (``package.module:attribute``) does not lead to a pipeline."""
+
+    code = "BP202"
+
+
+class UnknownPhaseError(BrokerPipelineError):
+    """A phase was named that the pipeline does not have."""
+
+    code = "BP203"
+
+
+class SnapshotError(BrokerPipelineError):
+    """A stored snapshot cannot be read."""
+
+    code = "BP204"
+
+
+class BrokerError(BrokerPipelineError):
+    """The broker refused something, or answered what was not expected."""
+
+    code = "BP301"
+
+
+class BrokerUnavailableError(BrokerError):
+    """No broker answers at the address."""
+
+    code = "BP302"
+    retriable = True
+
+
+class BrokerTooOldError(BrokerError):
+    """The broker lacks a feature that is needed (API level 4: nats-server 2.14.5 or later)."""
+
+    code = "BP303"
+
+
+class ConnectionLostError(BrokerError):
+    """The connection to the broker is gone; what was not acknowledged may or may not be stored."""
+
+    code = "BP304"
+    retriable = True
+
+
+class PublishTimeoutError(BrokerError):
+    """No acknowledgement came in time; the message may or may not be stored."""
+
+    code = "BP305"
+    retriable = True
+
+
+class PublishRefusedError(BrokerError):
+    """The broker answered that it did not store the message.
+
+    Attributes:
+        err_code: JetStream's error code, such as 10077 (the stream is full).
+    """
+
+    code = "BP306"
+
+    def __init__(self, message: str, *, err_code: int = 0, **values: object) -> None:
+        super().__init__(message, err_code=err_code, **values)
+        self.err_code = err_code
+
+
+class PayloadTooLargeError(BrokerError):
+    """A message is larger than the broker takes."""
+
+    code = "BP307"
+
+
+class NotFoundError(BrokerError):
+    """A stream, consumer or message does not exist."""
+
+    code = "BP308"
+
+
+class ServerStartError(BrokerError):
+    """The embedded nats-server did not start."""
+
+    code = "BP309"
+
+
+class MalformedPackageError(BrokerPipelineError):
+    """Bytes that claim to be a DataPackage are not one."""
+
+    code = "BP401"
+
+
+class PayloadError(BrokerPipelineError):
+    """A payload cannot be encoded, or does not decode to the type that was asked for."""
+
+    code = "BP402"
+
+
+class ModuleTimeoutError(BrokerPipelineError):
+    """A module did not finish within its `timeout_s`."""
+
+    code = "BP501"
+
+
+class PoisonPackageError(BrokerPipelineError):
+    """A package was delivered many times without a result: it may be killing its worker."""
+
+    code = "BP502"
+
+
+class ModuleProcessError(BrokerPipelineError):
+    """The process that a module is isolated in died or could not be started."""
+
+    code = "BP503"
+
+
+class SetupError(BrokerPipelineError):
+    """A module's `setup` failed; the worker takes no package."""
+
+    code = "BP504"
+
+
+class StateError(BrokerPipelineError):
+    """The state of a stateful module cannot be loaded, stored or caught up with."""
+
+    code = "BP505"
+
+
+class LeadershipLostError(BrokerPipelineError):
+    """Another process leads the shard now, or the lease could not be renewed in time."""
+
+    code = "BP506"
+    retriable = True
+
+
+class ChildFailedError(BrokerPipelineError):
+    """A role that `up` starts as a process cannot begin."""
+
+    code = "BP507"
+
+
+class ClientError(BrokerPipelineError):
+    """A client was used in a way that cannot work."""
+
+    code = "BP601"
+
+
+class AudioFileError(BrokerPipelineError):
+    """A file cannot be read as audio."""
+
+    code = "BP602"
