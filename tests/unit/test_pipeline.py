@@ -1,0 +1,187 @@
+"""Declaring a pipeline: every fault has its code, and all are found at once."""
+
+import msgspec
+import pytest
+
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.errors import DeclarationError
+from broker_pipeline.journey import Mode
+from broker_pipeline.modules import (
+    CombinationModule,
+    ConditionModule,
+    ExecutionModule,
+    ModuleOptions,
+    StatefulModule,
+)
+from broker_pipeline.pipeline import Controller, Phase, Pipeline
+
+
+class Word(msgspec.Struct):
+    """A payload."""
+
+    text: str
+
+
+class Step(ExecutionModule[Word]):
+    """Does nothing."""
+
+
+class Count(StatefulModule[pb.Error, bytes]):
+    """Counts nothing."""
+
+
+def phase(name="p", **changes):
+    """A phase that is all right, but for the changes."""
+    return Phase(name, changes.pop("modules", [Step()]), **changes)
+
+
+def controller(name="c", *phases, **changes):
+    """A controller that is all right, but for the changes."""
+    return Controller(name, phases or [phase()], **changes)
+
+
+def stepped(**options):
+    """A controller whose module has these options."""
+    return controller("c", phase(modules=[Step(options=ModuleOptions(**options))]))
+
+
+def codes(name="talk", controllers=None, **changes):
+    """The codes of the faults of a declaration."""
+    try:
+        Pipeline(name, [controller()] if controllers is None else controllers, **changes)
+    except DeclarationError as error:
+        return [fault[:5] for fault in error.faults]
+    return []
+
+
+NESTED = CombinationModule([ConditionModule(Count(), condition=bool)])
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (codes("a.b"), ["BP101"]),
+        (codes(""), ["BP101"]),
+        (codes("a" * 49), ["BP101"]),
+        (codes("é"), ["BP101"]),
+        (codes("talk\n"), ["BP101"]),
+        (codes(7), ["BP101"]),
+        (codes(controllers=[controller([])]), ["BP101"]),
+        (codes(controllers=[controller("c", phase("p q"))]), ["BP101"]),
+        (codes(controllers=[controller(), controller()]), ["BP102"]),
+        (codes(controllers=[controller("c", phase(), phase())]), ["BP102"]),
+        (codes(instance_idle_s=0), ["BP103"]),
+        (codes(instance_idle_s="600"), ["BP103"]),
+        (codes(instance_idle_s=float("inf")), ["BP103"]),
+        (codes(instance_idle_s=1e-12), ["BP103"]),
+        (codes(producer_gap_s=float("nan")), ["BP103"]),
+        (codes(producer_gap_s=None), ["BP103"]),
+        (codes(controllers=[controller(mode=Mode.NO_ORDER, max_workers=0)]), ["BP103"]),
+        (codes(controllers=[controller(mode=Mode.NO_ORDER, max_workers=1.5)]), ["BP103"]),
+        (codes(controllers=[controller(queue_size=-1)]), ["BP103"]),
+        (codes(controllers=[controller("c", phase(ack_wait_s=0))]), ["BP103"]),
+        (codes(controllers=[controller("c", phase(max_deliver=0))]), ["BP103"]),
+        (codes(controllers=[controller("c", phase(max_deliver="5"))]), ["BP103"]),
+        (codes(controllers=[]), ["BP104"]),
+        (codes(controllers=[Controller("c", [])]), ["BP104"]),
+        (codes(controllers=[controller("c", phase(modules=[]))]), ["BP104"]),
+        (
+            codes(controllers=[controller("c", phase(modules=[NESTED]), mode=Mode.NO_ORDER)]),
+            ["BP105"],
+        ),
+        (codes(controllers=[controller(mode=Mode.FIRST_WINS, queue_size=3)]), ["BP106"]),
+        (codes(controllers=[controller(mode="SIDEWAYS")]), ["BP107"]),
+        (codes(controllers=[controller(mode="NOT_PARALLEL")]), ["BP107"]),
+        (codes(controllers=[controller(max_workers=2)]), ["BP107"]),
+        (codes(controllers=[stepped(timeout_s=0)]), ["BP108"]),
+        (codes(controllers=[stepped(timeout_s="1")]), ["BP108"]),
+        (codes(controllers=[stepped(isolation="cellar")]), ["BP108"]),
+        (codes(controllers=[phase()]), ["BP109"]),
+        (codes(controllers=controller()), ["BP109"]),
+        (codes(controllers=[controller("c", Step())]), ["BP109"]),
+        (codes(controllers=[Controller("c", phase())]), ["BP109"]),
+        (codes(controllers=[controller("c", phase(modules=Step()))]), ["BP109"]),
+        (codes(controllers=[controller("c", phase(modules=(Step() for _ in "a")))]), ["BP109"]),
+        (codes(controllers=[controller("c", phase(modules=[Step]))]), ["BP109"]),
+        (codes(controllers=[controller("c", phase(modules=[Step(), "x"]))]), ["BP109"]),
+        (
+            codes(controllers=[controller("c", phase(modules=[CombinationModule(["x"])]))]),
+            ["BP109"],
+        ),
+    ],
+)
+def test_a_fault_is_told_with_its_code(found, expected):
+    """One wrong thing, one fault, and never another exception."""
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        controller(max_workers=1),
+        controller(queue_size=0),
+        controller(mode=Mode.ORDER_BY_SEQUENCE, max_workers=3, queue_size=0),
+        controller(mode=Mode.NO_ORDER),
+        stepped(timeout_s=0.5, isolation="process"),
+        controller("c", phase(modules=[NESTED])),
+        controller("c", phase(modules=(Step(),), ack_wait_s=1)),
+    ],
+)
+def test_what_is_right_is_built(good):
+    """Bounds at their edges, states where one package runs at a time."""
+    assert codes(controllers=[good]) == []
+
+
+def test_all_faults_come_in_one_error():
+    """A user mends them in one go: each line has its code, and the attribute holds them all."""
+    with pytest.raises(DeclarationError) as caught:
+        Pipeline(
+            "a b",
+            [
+                controller(mode=Mode.NO_ORDER, queue_size=-1),
+                controller("c", phase(modules=[]), max_workers=2),
+                controller("d", phase(modules=[Count(), Step]), mode="UP"),
+                controller("e", phase(modules=[Count()]), mode=Mode.NO_ORDER),
+                stepped(timeout_s=-1),
+            ],
+            producer_gap_s=0,
+        )
+    faults = caught.value.faults
+    assert {fault[:5] for fault in faults} == {f"BP10{n}" for n in range(1, 10)}
+    text = str(caught.value)
+    assert text.startswith(f"BP100 pipeline 'a b' cannot be built, {len(faults)} faults:\n")
+    assert all(fault in text for fault in faults)
+
+
+def test_one_fault_is_one_fault():
+    """The count reads well."""
+    with pytest.raises(DeclarationError, match=r"cannot be built, 1 fault:\n  BP104"):
+        Pipeline("talk", [])
+
+
+def test_payload_types_are_those_that_modules_and_the_declaration_name():
+    """Structs by class name, protobuf by full name; plain types need none."""
+    pipeline = Pipeline(
+        "talk",
+        [controller("c", phase(modules=[NESTED, Step(), ExecutionModule()]))],
+        payload_types=[pb.DataPackage, dict],
+    )
+    assert pipeline.payload_types == {
+        "Word": Word,
+        "broker_pipeline.v1.Error": pb.Error,
+        "broker_pipeline.v1.DataPackage": pb.DataPackage,
+    }
+    assert repr(pipeline) == "<Pipeline 'talk': c>"
+
+
+def test_a_phase_is_stateful_if_a_module_at_any_depth_is():
+    """Inside a condition inside a combination too."""
+    assert phase(modules=[NESTED]).stateful
+    assert not phase().stateful
+
+
+def test_a_payload_type_that_needs_no_declaration_is_refused():
+    """A setting is never silently ignored."""
+    controller = Controller("c", [Phase("p", [ExecutionModule()])])
+    with pytest.raises(DeclarationError, match="BP110"):
+        Pipeline("x", [controller], payload_types=[bytes])
