@@ -1,0 +1,298 @@
+"""The controllers of a shard as one pure, deterministic state machine over its log.
+
+    step(event) -> commands          # no clock, no random, no I/O, no asyncio
+
+The same events give the same commands, in the simulation, in memory and in production; that is what
+lets a new leader compute again what the last one decided. What one controller emits arrives at the
+next inside the machine: there is no message for it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from broker_pipeline.core.commands import Command, Dispatch, Emit, Entered, Left, PackageRef, Stamp
+from broker_pipeline.core.controller import Ticket
+from broker_pipeline.core.events import (
+    Arrived,
+    Closed,
+    Completed,
+    Deployed,
+    Event,
+    Opened,
+)
+from broker_pipeline.core.instance import InstanceState
+from broker_pipeline.core.plan import Plan, unfollowable
+from broker_pipeline.core.producers import Held
+from broker_pipeline.core.release import Leaving
+from broker_pipeline.journey import Outcome
+
+IDLE_STEPS = 8
+"""An instance ends when idle between `instance_idle` and 1/8 more: one tick ends many."""
+
+
+class Machine:
+    """The state of a shard's controllers.
+
+    Attributes:
+        plan: the plan in force; None before the first deploy.
+        applied: the stream sequence of the last event.
+        time: log time, ns; never goes back.
+        instances: by token, the one that saw something longest ago first.
+        gaps: `(token, producer)` that wait for a missing package, oldest gap first, with its
+            deadline.
+        unplanned: what came before the first plan.
+    """
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.applied = 0
+        self.time = 0
+        self.instances: OrderedDict[str, InstanceState] = OrderedDict()
+        self.gaps: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.unplanned: list[Event] = []
+
+    # -- the only ways in -----------------------------------------------------------------------
+    def step(self, event: Event) -> list[Command]:
+        """Apply one event of the log, in log order; returns what is to be published, in order."""
+        self.applied = event.stream_seq
+        if event.time > self.time:
+            self.time = event.time
+        commands: list[Command] = []
+        if isinstance(event, Deployed):
+            self._deployed(event, commands)
+            return commands
+        if self.plan is None:
+            self.unplanned.append(event)
+            return commands
+        self._pass_deadlines(commands)
+        self._apply(event, commands)
+        return commands
+
+    def next_deadline(self) -> int | None:
+        """When a tick is due, ns of log time; None where nothing waits for time."""
+        if self.plan is None:
+            return None
+        deadline = next(iter(self.gaps.values()), None)
+        if self.instances:
+            oldest = next(iter(self.instances.values()))
+            idle = self.plan.instance_idle_ns
+            ends = oldest.active + idle + idle // IDLE_STEPS
+            deadline = ends if deadline is None else min(deadline, ends)
+        return deadline
+
+    def oldest_source(self) -> int | None:
+        """The lowest stream sequence whose bytes are needed again; None where none is."""
+        sources = [instance.oldest_source() for instance in self.instances.values()]
+        sources += [event.stream_seq for event in self.unplanned]
+        return min((source for source in sources if source is not None), default=None)
+
+    # -- events ---------------------------------------------------------------------------------
+    def _apply(self, event: Event, commands: list[Command]) -> None:
+        if isinstance(event, Completed):
+            self._completed(event, commands)
+        elif isinstance(event, Arrived):
+            self._arrived(event, commands)
+        elif isinstance(event, Opened):
+            self._opened(event)
+        elif isinstance(event, Closed):
+            self._closed(event, commands)
+
+    def _deployed(self, event: Deployed, commands: list[Command]) -> None:
+        if self.plan is not None and unfollowable(self.plan, event.plan):
+            if any(not instance.drained for instance in self.instances.values()):
+                return  # packages are on their way under the old plan: it stays in force
+            self.instances.clear()
+        self.plan = event.plan
+        for token, name in self.gaps:
+            since = self.instances[token].producers[name].gap_since
+            self.gaps[token, name] = since + event.plan.producer_gap_ns
+        for instance in self.instances.values():
+            for index, state in enumerate(instance.controllers):
+                for ticket in state.start_waiting(event.plan.controllers[index]):
+                    commands.append(self._dispatch(instance, index, ticket))
+        early, self.unplanned = self.unplanned, []
+        for waited in early:
+            self._apply(waited, commands)
+
+    def _arrived(self, event: Arrived, commands: list[Command]) -> None:
+        instance = self._instance(event.instance, event.stream_seq)
+        if instance.closing:
+            instance.parked.append(event)
+            return
+        arrival = Held(event.stream_seq, event.time, event.malformed)
+        if not event.producer:
+            self._admit(instance, arrival, commands)
+            return
+        producer = instance.producer(event.producer)
+        key = (event.instance, event.producer)
+        for ready in producer.take(event.number, arrival, self.time):
+            self._admit(instance, ready, commands)
+        self._watch_gap(key, producer.gap_since)
+        forgotten = instance.one_too_many()
+        if forgotten is not None:
+            self._give_up(instance, forgotten, commands)
+            del instance.producers[forgotten]
+
+    def _opened(self, event: Opened) -> None:
+        instance = self._instance(event.instance, event.stream_seq)
+        if instance.closing:
+            instance.parked.append(event)
+
+    def _closed(self, event: Closed, commands: list[Command]) -> None:
+        instance = self.instances.get(event.instance)
+        if instance is None:
+            return
+        if instance.closing:
+            instance.parked.append(event)
+            return
+        instance.closing = True
+        for name in instance.producers:
+            self._give_up(instance, name, commands)
+        self._end_if_drained(instance, commands)
+
+    def _completed(self, event: Completed, commands: list[Command]) -> None:
+        plan = self.plan
+        instance = self.instances.get(event.instance)
+        if plan is None or instance is None or instance.epoch != event.epoch:
+            return
+        index = plan.controller_index(event.controller)
+        if index < 0:
+            return
+        state = instance.controllers[index]
+        changed = event.phases - (event.outcome is Outcome.ERROR)
+        if not state.complete(event.sequence, event.id, changed):
+            return
+        self._touch(instance)
+        package = PackageRef(event.id, 0, 0, event.stream_seq)
+        leaving = state.let_go(event.sequence, package, event.outcome)
+        self._leave(instance, index, leaving, (), commands)
+        for ticket in state.start_waiting(plan.controllers[index]):
+            commands.append(self._dispatch(instance, index, ticket))
+        if instance.closing:
+            self._end_if_drained(instance, commands)
+
+    def _give_up(self, instance: InstanceState, name: str, commands: list[Command]) -> None:
+        """Wait no longer for what a producer's held packages wait for."""
+        producer = instance.producers[name]
+        while producer.held:
+            for ready in producer.give_up(self.time):
+                self._admit(instance, ready, commands)
+        self.gaps.pop((instance.token, name), None)
+
+    # -- packages on their way ------------------------------------------------------------------
+    def _admit(self, instance: InstanceState, arrival: Held, commands: list[Command]) -> None:
+        instance.sequence += 1
+        package = PackageRef(
+            arrival.stream_seq, instance.sequence, arrival.time, arrival.stream_seq
+        )
+        if arrival.malformed:
+            commands.append(
+                Emit(
+                    instance.token,
+                    instance.epoch,
+                    package,
+                    Outcome.ERROR,
+                    self.time,
+                    malformed=arrival.malformed,
+                )
+            )
+            return
+        instance.inside += 1
+        self._enter(instance, 0, package, (), commands)
+
+    def _enter(
+        self,
+        instance: InstanceState,
+        index: int,
+        package: PackageRef,
+        stamps: tuple[Stamp, ...],
+        commands: list[Command],
+    ) -> None:
+        assert self.plan is not None
+        state = instance.controllers[index]
+        start, overflow = state.admit(self.plan.controllers[index], package, self.time, stamps)
+        if start is not None:
+            commands.append(self._dispatch(instance, index, start))
+        for ticket in overflow:
+            entered = Entered(index, ticket.sequence, ticket.admitted)
+            leaving = state.let_go(ticket.sequence, ticket.package, Outcome.OVERFLOW)
+            self._leave(instance, index, leaving, (*ticket.stamps, entered), commands)
+
+    def _dispatch(self, instance: InstanceState, index: int, ticket: Ticket) -> Dispatch:
+        previous = tuple(instance.controllers[index].reached)
+        entered = Entered(index, ticket.sequence, ticket.admitted, previous)
+        return Dispatch(
+            instance.token, instance.epoch, ticket.package, index, (*ticket.stamps, entered)
+        )
+
+    def _leave(
+        self,
+        instance: InstanceState,
+        index: int,
+        leaving: list[Leaving],
+        stamps: tuple[Stamp, ...],
+        commands: list[Command],
+    ) -> None:
+        """Let packages go on to the next controller, or out. `stamps` are the first one's."""
+        for _, package, outcome in leaving:
+            stamped = (*stamps, Left(index, outcome, self.time))
+            stamps = ()
+            if outcome is Outcome.SUCCESS and index + 1 < len(instance.controllers):
+                self._enter(instance, index + 1, package, stamped, commands)
+                continue
+            instance.inside -= 1
+            commands.append(
+                Emit(instance.token, instance.epoch, package, outcome, self.time, stamped)
+            )
+
+    # -- lives and deadlines --------------------------------------------------------------------
+    def _instance(self, token: str, stream_seq: int) -> InstanceState:
+        """The instance, which begins here if it is new, marked as active now."""
+        assert self.plan is not None
+        instance = self.instances.get(token)
+        if instance is None:
+            instance = self.instances[token] = InstanceState(token, stream_seq, self.plan)
+        self._touch(instance)
+        return instance
+
+    def _touch(self, instance: InstanceState) -> None:
+        instance.active = self.time
+        self.instances.move_to_end(instance.token)
+
+    def _watch_gap(self, key: tuple[str, str], since: int) -> None:
+        assert self.plan is not None
+        if not since:
+            self.gaps.pop(key, None)
+        elif self.gaps.get(key) != since + self.plan.producer_gap_ns:
+            self.gaps[key] = since + self.plan.producer_gap_ns
+            self.gaps.move_to_end(key)
+
+    def _pass_deadlines(self, commands: list[Command]) -> None:
+        assert self.plan is not None
+        while self.gaps:
+            (token, name), deadline = next(iter(self.gaps.items()))
+            if deadline > self.time:
+                break
+            del self.gaps[token, name]
+            instance = self.instances[token]
+            producer = instance.producers[name]
+            for ready in producer.give_up(self.time):
+                self._admit(instance, ready, commands)
+            self._watch_gap((token, name), producer.gap_since)
+        while self.instances:
+            token, instance = next(iter(self.instances.items()))
+            if instance.active + self.plan.instance_idle_ns > self.time:
+                break
+            if instance.drained:
+                del self.instances[token]
+            else:
+                self._touch(instance)
+
+    def _end_if_drained(self, instance: InstanceState, commands: list[Command]) -> None:
+        """End a closing instance, and begin its next life with what waited for that."""
+        if not instance.drained:
+            return
+        del self.instances[instance.token]
+        for event in instance.parked:
+            self._apply(event, commands)

@@ -1,0 +1,226 @@
+"""The plan: what a pipeline needs of the broker, compiled from it by a pure function.
+
+Equal pipelines give equal plans. The plan is what `deploy` publishes, what leaders follow, and what
+`broker-pipeline graph` prints; it holds no code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from broker_pipeline.core.names import consumer_name, stream_name
+from broker_pipeline.errors import PlanError, UnknownPhaseError
+from broker_pipeline.journey import NS, Mode
+from broker_pipeline.modules import (
+    CombinationModule,
+    ConditionModule,
+    Module,
+    StatefulModule,
+)
+from broker_pipeline.pipeline import Controller, Phase, Pipeline
+
+VERSION = 1
+
+# What a deployed plan must hold, whoever wrote it: one that the machine could not follow would
+# stop every leader of its log. The names are those of `pipeline.NAME`.
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,48}\Z")]
+_Positive = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class ModulePlan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A module by name and kind, with the modules inside it."""
+
+    name: str
+    kind: str
+    modules: tuple[ModulePlan, ...] = ()
+
+
+class PhasePlan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A phase: its queue's consumer and what runs in it."""
+
+    name: _Name
+    modules: tuple[ModulePlan, ...]
+    ack_wait_s: Annotated[float, msgspec.Meta(gt=0)]
+    max_deliver: _Positive
+    stateful: bool = False
+
+
+class ControllerPlan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A controller: its rules and phases. `window` None: no bound on packages in flight."""
+
+    name: _Name
+    mode: Mode
+    phases: Annotated[tuple[PhasePlan, ...], msgspec.Meta(min_length=1)]
+    window: _Positive | None = None
+    queue_size: _Count | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A compiled pipeline."""
+
+    pipeline: _Name
+    controllers: Annotated[tuple[ControllerPlan, ...], msgspec.Meta(min_length=1)]
+    instance_idle_ns: _Positive
+    producer_gap_ns: _Positive
+    version: int = VERSION
+
+    def to_bytes(self) -> bytes:
+        """The plan as JSON, the same bytes for equal plans."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Plan:
+        """Read a plan. Raises PlanError where the bytes are not one of this version."""
+        try:
+            plan = msgspec.json.decode(raw, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise PlanError(
+                f"{len(raw)} bytes are not a plan ({error}); deploy the pipeline again"
+            ) from error
+        if plan.version != VERSION:
+            raise PlanError(
+                f"the deployed plan of pipeline {plan.pipeline!r} has version {plan.version}; this "
+                f"program reads version {VERSION}: run the program that deployed it",
+                version=plan.version,
+            )
+        return plan
+
+    def controller_index(self, name: str) -> int:
+        """The position of a controller; -1 where there is none of that name."""
+        for index, controller in enumerate(self.controllers):
+            if controller.name == name:
+                return index
+        return -1
+
+    def phase(self, controller: str, phase: str) -> PhasePlan:
+        """A phase by name. Raises UnknownPhaseError."""
+        for candidate in self.controllers:
+            for found in candidate.phases:
+                if (candidate.name, found.name) == (controller, phase):
+                    return found
+        raise unknown_phase(self, f"{controller}.{phase}")
+
+    def phase_names(self) -> list[str]:
+        """All phases as CONTROLLER.PHASE."""
+        return [f"{c.name}.{p.name}" for c in self.controllers for p in c.phases]
+
+
+def unknown_phase(plan: Plan, asked: str) -> UnknownPhaseError:
+    """The error for a phase that the plan does not have."""
+    names = ", ".join(repr(name) for name in plan.phase_names())
+    return UnknownPhaseError(
+        f"phase {asked!r} of pipeline {plan.pipeline!r} is not in the plan; it has: {names}; "
+        f"start the worker with one of these",
+        phase=asked,
+    )
+
+
+def compile_plan(pipeline: Pipeline) -> Plan:
+    """Compile a pipeline. Pure: equal pipelines give equal plans."""
+    return Plan(
+        pipeline=pipeline.name,
+        controllers=tuple(_controller(controller) for controller in pipeline.controllers),
+        instance_idle_ns=int(pipeline.instance_idle_s * NS),
+        producer_gap_ns=int(pipeline.producer_gap_s * NS),
+    )
+
+
+def _controller(controller: Controller) -> ControllerPlan:
+    return ControllerPlan(
+        name=controller.name,
+        mode=controller.mode,
+        phases=tuple(_phase(phase) for phase in controller.phases),
+        window=controller.window,
+        queue_size=controller.queue_size,
+    )
+
+
+def _phase(phase: Phase) -> PhasePlan:
+    return PhasePlan(
+        name=phase.name,
+        modules=tuple(_module(module) for module in phase.modules),
+        ack_wait_s=float(phase.ack_wait_s),
+        max_deliver=phase.max_deliver,
+        stateful=phase.stateful,
+    )
+
+
+def _module(module: Module[Any]) -> ModulePlan:
+    kinds = ((StatefulModule, "stateful"), (ConditionModule, "condition"))
+    kind = next((label for base, label in kinds if isinstance(module, base)), "execution")
+    if isinstance(module, CombinationModule):
+        kind = "combination"
+    return ModulePlan(module.name, kind, tuple(_module(child) for child in module.children))
+
+
+def unfollowable(old: Plan, new: Plan) -> list[str]:
+    """Why packages that run under `old` cannot go on under `new`; empty where they can.
+
+    Bounds, timeouts and the modules inside a phase may change. Controllers, their modes and phases
+    may not: packages are on their way between them.
+    """
+    faults = []
+    before, after = ([c.name for c in plan.controllers] for plan in (old, new))
+    if before != after:
+        faults.append(f"the controllers were {before} and would be {after}")
+    for was, will in zip(old.controllers, new.controllers, strict=False):
+        if was.name != will.name:
+            continue
+        if was.mode is not will.mode:
+            faults.append(f"the mode of {was.name!r} was {was.mode} and would be {will.mode}")
+        before, after = [p.name for p in was.phases], [p.name for p in will.phases]
+        if before != after:
+            faults.append(f"the phases of {was.name!r} were {before} and would be {after}")
+    return faults
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """What changed between two plans, a line each, as `deploy` says it."""
+    was, will = msgspec.to_builtins(old), msgspec.to_builtins(new)
+    return list(_differences("", was, will))
+
+
+def _differences(path: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys((*old, *new))
+        return [
+            line
+            for key in keys
+            for line in _differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))
+        ]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        return [
+            line
+            for index, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in _differences(f"{path}[{_label(a, index)}]", a, b)
+        ]
+    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _label(value: Any, index: int) -> str:
+    return str(value.get("name", index)) if isinstance(value, dict) else str(index)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return str([_label(item, index) for index, item in enumerate(value)])
+    return repr(value)
+
+
+def topology(plan: Plan, shard: int = 0) -> list[tuple[str, str, str]]:
+    """Who reads what: `(reader, consumer, filter subject)` for every consumer of a shard."""
+    prefix = f"bp.{plan.pipeline}.{shard}"
+    rows = [("leader", f"{stream_name(plan.pipeline, shard)} (ephemeral)", f"{prefix}.ctl.>")]
+    for controller in plan.controllers:
+        for phase in controller.phases:
+            rows.append(
+                (
+                    f"worker {controller.name}.{phase.name}",
+                    consumer_name(controller.name, phase.name),
+                    f"{prefix}.work.{controller.name}.{phase.name}.>",
+                )
+            )
+    return rows

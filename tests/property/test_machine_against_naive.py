@@ -1,0 +1,187 @@
+"""The machine against a naive model of every mode, step by step, and its outputs on their own."""
+
+from collections import Counter
+
+from driving import World, act, actions, bounds, dispatches, emits, make_plan, rule_lists
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive import NaiveChain
+
+from broker_pipeline.core.commands import Dispatch
+from broker_pipeline.core.events import Arrived, Completed, Deployed
+from broker_pipeline.core.machine import Machine
+from broker_pipeline.journey import Mode, Outcome
+
+STRAYS = ("epoch", "instance", "controller", "sequence", "id")
+
+schedules = st.lists(
+    st.one_of(
+        actions,
+        st.tuples(st.just("stray"), st.integers(0, 9), st.sampled_from(STRAYS)),
+        st.tuples(st.just("deploy"), st.lists(bounds, min_size=3, max_size=3), st.none()),
+    ),
+    max_size=50,
+)
+
+
+class Pair:
+    """A machine and a naive chain for each instance, given the same schedule."""
+
+    def __init__(self, rules):
+        self.rules = rules
+        self.machine = Machine()
+        self.machine.step(Deployed(1, 1, make_plan(rules)))
+        self.naive = {}
+        self.seq = 1
+        self.running = []  # (token, controller, number, label)
+        self.finished = []  # completions, for repeats
+        self.emitted = []
+        self.arrived = []
+
+    def act(self, action):
+        """One step of both; what they say must be the same."""
+        kind, what, how = action
+        step = getattr(self, kind)
+        outcome = step(what, how)
+        if outcome is None:
+            return
+        event, expected = outcome
+        commands = self.machine.step(event)
+        starts, outs = [], []
+        for command in commands:
+            label = command.package.id
+            if isinstance(command, Dispatch):
+                number = command.stamps[-1].sequence
+                starts.append((command.instance, command.controller, number, label))
+            else:
+                outs.append((command.instance, label, command.outcome))
+        for index in range(len(self.rules)):  # no order is promised between two controllers
+            for token in self.naive:
+                assert [s for s in starts if s[:2] == (token, index)] == [
+                    s for s in expected[0] if s[:2] == (token, index)
+                ]
+        assert len(starts) == len(expected[0])
+        assert outs == expected[1]
+        self.running += starts
+        self.emitted += outs
+        for token, chain in self.naive.items():
+            assert self.machine.instances[token].inside == chain.inside
+            states = self.machine.instances[token].controllers
+            assert [s.inside for s in states] == [c.inside for c in chain.controllers]
+
+    def tell(self, token, told):
+        starts, outs = told
+        return [(token, *s) for s in starts], [(token, *o) for o in outs]
+
+    def arrive(self, token, _):
+        self.seq += 1
+        chain = self.naive.setdefault(token, NaiveChain(self.rules))
+        self.arrived.append((token, self.seq))
+        return Arrived(self.seq, self.seq, token), self.tell(token, chain.arrive(self.seq))
+
+    def event(self, running, outcome, **changed):
+        token, index, number, label = running
+        values = {
+            "instance": token,
+            "epoch": self.machine.instances[token].epoch,
+            "id": label,
+            "controller": f"c{index}",
+            "sequence": number,
+            **changed,
+        }
+        self.seq += 1
+        return Completed(self.seq, self.seq, outcome=outcome, phases=2, **values)
+
+    def complete(self, pick, outcome):
+        if not self.running:
+            return None
+        running = self.running.pop(pick % len(self.running))
+        self.finished.append(running)
+        token, index, number, _ = running
+        told = self.naive[token].complete(index, number, outcome)
+        return self.event(running, outcome), self.tell(token, told)
+
+    def repeat(self, pick, outcome):
+        if not self.finished:
+            return None
+        return self.event(self.finished[pick % len(self.finished)], outcome), ([], [])
+
+    def stray(self, pick, wrong):
+        if not self.running:
+            return None
+        running = self.running[pick % len(self.running)]
+        changed = {
+            "epoch": {"epoch": 999_999},
+            "instance": {"instance": "nobody"},
+            "controller": {"controller": "nowhere"},
+            "sequence": {"sequence": 999_999},
+            "id": {"id": 999_999},
+        }[wrong]
+        return self.event(running, Outcome.SUCCESS, **changed), ([], [])
+
+    def deploy(self, changes, _):
+        self.seq += 1
+        self.rules = [
+            (mode, 1 if mode is Mode.NOT_PARALLEL else window, queue_size)
+            for (mode, _, _), (window, queue_size) in zip(self.rules, changes, strict=False)
+        ]
+        starts = []
+        for token, chain in self.naive.items():
+            told = chain.change([rule[1:] for rule in self.rules])
+            starts += self.tell(token, told)[0]
+        return Deployed(self.seq, self.seq, make_plan(self.rules)), (starts, [])
+
+
+@settings(max_examples=200)
+@given(rule_lists(), schedules)
+def test_the_machine_does_what_the_naive_model_does_at_every_step(rules, schedule):
+    """Arrivals, completions, repeats, strays and deploys of several interleaved instances through
+    one to three controllers give the starts and leavings that the naive model gives."""
+    pair = Pair(rules)
+    for action in schedule:
+        pair.act(action)
+    while pair.running:
+        pair.act(("complete", 0, Outcome.SUCCESS))
+    assert sorted(pair.arrived) == sorted((token, label) for token, label, _ in pair.emitted)
+
+
+@given(st.sampled_from(Mode), bounds, st.lists(actions, max_size=60))
+def test_the_outputs_alone_keep_every_promise(mode, bound, schedule):
+    """Whatever the model says: one outcome each, nothing lost, the order that the mode gives."""
+    window, queue_size = (1, bound[1]) if mode is Mode.NOT_PARALLEL else bound
+    world = World(make_plan([(mode, window, queue_size)]))
+    arrived, out, started = Counter(), {}, {}
+    for action in [*schedule, *[("complete", 0, Outcome.SUCCESS)] * len(schedule)]:
+        waiting = {}
+        for token, instance in world.machine.instances.items():
+            waiting[token] = [t.sequence for t in instance.controllers[0].waiting or ()]
+        commands = act(world, action)
+        if action[0] == "arrive":
+            arrived[action[1]] += 1
+        for command in dispatches(commands):
+            started.setdefault(command.instance, []).append(command.package.id)
+        for command in emits(commands):
+            out.setdefault(command.instance, []).append((command.package.id, command.outcome))
+            if command.outcome is Outcome.OVERFLOW:
+                before = waiting.get(command.instance, [])
+                assert queue_size is not None
+                assert len(before) == queue_size
+                oldest = [*before, arrived[command.instance]][0]
+                assert command.stamps[0].sequence == oldest
+        for token, instance in world.machine.instances.items():
+            state = instance.controllers[0]
+            assert window is None or len(state.in_flight) <= window
+            assert queue_size is None or len(state.waiting or ()) <= queue_size
+            assert arrived[token] == len(out.get(token, [])) + instance.inside
+    for token, count in arrived.items():
+        assert len(out[token]) == count
+        assert len({package for package, _ in out[token]}) == count
+        assert started[token] == sorted(started[token])
+        won = [package for package, outcome in out[token] if outcome is Outcome.SUCCESS]
+        if mode is not Mode.NO_ORDER:
+            assert won == sorted(won)
+        outdated = [package for package, outcome in out[token] if outcome is Outcome.OUTDATED]
+        assert mode is Mode.FIRST_WINS or not outdated
+        order = [package for package, _ in out[token]]
+        for package in outdated:
+            assert any(w > package and order.index(w) < order.index(package) for w in won)

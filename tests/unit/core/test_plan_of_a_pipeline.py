@@ -1,0 +1,176 @@
+"""The plan: equal for equal pipelines, read back exactly, and refused where it cannot be led."""
+
+import json
+import zlib
+
+import msgspec
+import pytest
+from driving import make_plan
+
+from broker_pipeline.core import snapshot
+from broker_pipeline.core.events import Arrived
+from broker_pipeline.core.machine import Machine
+from broker_pipeline.core.names import completion_id
+from broker_pipeline.core.plan import (
+    Plan,
+    compile_plan,
+    differences,
+    topology,
+    unfollowable,
+)
+from broker_pipeline.errors import PlanError, SnapshotError, UnknownPhaseError
+from broker_pipeline.journey import Mode
+from broker_pipeline.modules import (
+    CombinationModule,
+    ConditionModule,
+    ExecutionModule,
+    StatefulModule,
+)
+from broker_pipeline.pipeline import Controller, Phase, Pipeline
+
+
+class Step(ExecutionModule[bytes]):
+    """Does nothing."""
+
+
+class Count(StatefulModule[bytes, bytes]):
+    """Counts nothing."""
+
+
+def declare(*, window=4, name="asr", ack_wait_s=5, extra=()):
+    """A pipeline of two controllers, built anew at each call."""
+    either = ConditionModule(Step(), None, condition=bool, name="either")
+    both = CombinationModule([Step(name="one"), either], name="both")
+    return Pipeline(
+        "talk",
+        [
+            Controller(
+                "first", [Phase("vad", [both], ack_wait_s=ack_wait_s)], Mode.NO_ORDER, window
+            ),
+            Controller("second", [Phase(name, [Count()]), Phase("write", [Step()]), *extra]),
+        ],
+    )
+
+
+def test_equal_pipelines_give_the_same_bytes():
+    """Built twice, compiled twice: equal plans, equal bytes; and they are read back exactly."""
+    one, other = compile_plan(declare()), compile_plan(declare())
+    assert one == other
+    assert one.to_bytes() == other.to_bytes()
+    assert Plan.from_bytes(one.to_bytes()) == one
+    assert Plan.from_bytes(one.to_bytes()).to_bytes() == one.to_bytes()
+
+
+def test_a_plan_tells_modules_by_kind():
+    """Nested ones too; and only a phase with a state is stateful."""
+    plan = compile_plan(declare())
+    both = plan.phase("first", "vad").modules[0]
+    assert (both.kind, [m.kind for m in both.modules]) == (
+        "combination",
+        ["execution", "condition"],
+    )
+    assert [m.kind for m in both.modules[1].modules] == ["execution"]
+    assert plan.phase("second", "asr").modules[0].kind == "stateful"
+    assert [p.stateful for c in plan.controllers for p in c.phases] == [False, True, False]
+    assert [c.window for c in plan.controllers] == [4, 1]
+
+
+def test_a_phase_that_is_not_there_is_named_with_those_that_are():
+    """So that whoever starts a worker can see what to start."""
+    plan = compile_plan(declare())
+    assert plan.controller_index("nowhere") == -1
+    with pytest.raises(UnknownPhaseError, match=r"BP203 .*'first\.vad', 'second\.asr'"):
+        plan.phase("second", "vad")
+
+
+def test_bounds_and_times_may_change_and_the_way_may_not():
+    """Controllers, modes and phases stay; each fault is said."""
+    old = compile_plan(declare())
+    assert unfollowable(old, compile_plan(declare(window=9, ack_wait_s=1))) == []
+    assert unfollowable(old, compile_plan(declare(name="stt"))) == [
+        "the phases of 'second' were ['asr', 'write'] and would be ['stt', 'write']"
+    ]
+    one, two = make_plan([(Mode.NO_ORDER, None, None)] * 2), make_plan([(Mode.FIRST_WINS, 1, 1)])
+    assert unfollowable(one, two) == [
+        "the controllers were ['c0', 'c1'] and would be ['c0']",
+        "the mode of 'c0' was NO_ORDER and would be FIRST_WINS",
+    ]
+    assert "would be" in unfollowable(old, one)[0]
+
+
+def test_differences_are_told_by_name():
+    """A line each, with the path to it."""
+    old = compile_plan(declare())
+    assert differences(old, old) == []
+    assert differences(old, compile_plan(declare(window=None, ack_wait_s=1))) == [
+        "controllers[first].phases[vad].ack_wait_s: 5.0 -> 1.0",
+        "controllers[first].window: 4 -> None",
+    ]
+    assert differences(old, compile_plan(declare(extra=[Phase("more", [Step()])]))) == [
+        "controllers[second].phases: ['asr', 'write'] -> ['asr', 'write', 'more']"
+    ]
+    assert differences(old, compile_plan(declare(name="stt"))) == [
+        "controllers[second].phases[asr].name: 'asr' -> 'stt'"
+    ]
+
+
+def test_topology_names_every_consumer_and_its_one_filter():
+    """One leader, and one consumer for each phase."""
+    rows = topology(compile_plan(declare()), 3)
+    assert rows[0] == ("leader", "BP_talk_3 (ephemeral)", "bp.talk.3.ctl.>")
+    assert rows[1] == ("worker first.vad", "first=vad", "bp.talk.3.work.first.vad.>")
+    assert len({row[1] for row in rows}) == len(rows) == 4
+    assert completion_id(7, "first") != completion_id(7, "second") != completion_id(8, "second")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda plan: plan.update(controllers=[]),
+        lambda plan: plan["controllers"][0].update(phases=[]),
+        lambda plan: plan["controllers"][0].update(window=0),
+        lambda plan: plan["controllers"][0].update(queue_size=-1),
+        lambda plan: plan["controllers"][0].update(name="a.b"),
+        lambda plan: plan["controllers"][0].update(mode="SIDEWAYS"),
+        lambda plan: plan.update(instance_idle_ns=0),
+        lambda plan: plan.update(producer_gap_ns=2**63),
+        lambda plan: plan.update(pipeline="demo\n"),
+        lambda plan: plan.update(version=2),
+    ],
+)
+def test_a_plan_that_no_machine_could_follow_is_refused(spoil):
+    """It would stop every leader of the log, so it does not get in."""
+    plan = json.loads(make_plan([(Mode.NO_ORDER, None, None)]).to_bytes())
+    spoil(plan)
+    with pytest.raises(PlanError, match="BP201"):
+        Plan.from_bytes(json.dumps(plan).encode())
+
+
+def test_a_snapshot_of_another_version_says_which_program_reads_it(monkeypatch):
+    """And one whose plan cannot be read is a SnapshotError, not a PlanError."""
+    from driving import World
+
+    machine = World(make_plan([(Mode.NO_ORDER, None, None)])).machine
+    head, parts = snapshot.take(machine)
+    spoiled = snapshot.read_head(head).__class__
+    values = {name: getattr(snapshot.read_head(head), name) for name in spoiled.__struct_fields__}
+    with pytest.raises(SnapshotError, match="BP201"):
+        snapshot.restore(spoiled(**{**values, "plan": b"{}"}), parts)
+    for wrong in ([1], {}, [1, "x", 1, b"", 1, 1, 1]):
+        packed = msgspec.msgpack.encode(wrong)
+        with pytest.raises(SnapshotError, match="BP204"):
+            snapshot.read_head(packed + zlib.crc32(packed).to_bytes(4, "big"))
+    monkeypatch.setattr(snapshot, "VERSION", 2)
+    with pytest.raises(SnapshotError, match="has version 1; this program reads version 2"):
+        snapshot.read_head(head)
+
+
+def test_a_machine_without_a_plan_survives_its_snapshot():
+    """What came before the first plan is kept, and nothing else is there."""
+    machine = Machine()
+    assert machine.step(Arrived(3, 4, "a")) == []
+    head, parts = snapshot.take(machine)
+    again = snapshot.restore(snapshot.read_head(head), parts)
+    assert snapshot.read_head(head).oldest_source == 3
+    assert (again.plan, again.unplanned) == (None, machine.unplanned)
+    assert snapshot.take(again) == (head, parts)
