@@ -1,0 +1,1 @@
+"""The only place that knows NATS: the port, its JetStream adapter, and its in-memory double."""

@@ -1,0 +1,244 @@
+"""The JetStream API as requests and typed answers. Errors become those of this package."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+
+from broker_pipeline.broker import headers
+from broker_pipeline.broker.connection import Connection
+from broker_pipeline.broker.port import Message, StreamState
+from broker_pipeline.errors import (
+    BrokerError,
+    BrokerTooOldError,
+    BrokerUnavailableError,
+    NotFoundError,
+)
+from broker_pipeline.journey import NS
+
+REQUEST_TIMEOUT_S = 5.0
+RETRY_MIN_S = 0.05
+RETRY_MAX_S = 2.0
+API_LEVEL_MIN = 4
+
+WRONG_LAST_SEQUENCE = 10071
+STREAM_NAME_IN_USE = 10058
+# Fast ingest and pipelined writes of one subject on several replicas: another one is in flight.
+SEQUENCE_IN_FLIGHT = 10164
+CONSUMER_EXISTS = 10148
+NO_MESSAGE = 10037
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """The `error` of any answer."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What every answer may hold."""
+
+    error: ApiError | None = None
+
+
+class AccountApi(msgspec.Struct, frozen=True):
+    """What the account may use."""
+
+    level: int = 0
+
+
+class AccountInfo(Answer, frozen=True):
+    """The answer to `INFO`."""
+
+    api: AccountApi = AccountApi()
+
+
+class StreamExtent(msgspec.Struct, frozen=True):
+    """The `state` of a stream."""
+
+    first_seq: int = 0
+    last_seq: int = 0
+    messages: int = 0
+    bytes: int = 0
+
+
+class StreamInfo(Answer, frozen=True):
+    """The answer about a stream."""
+
+    config: dict[str, Any] = {}
+    state: StreamExtent = StreamExtent()
+
+
+class ConsumerInfo(Answer, frozen=True):
+    """The answer about a consumer."""
+
+    config: dict[str, Any] = {}
+    num_pending: int = 0
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message as the API shows it: headers and data in base64, the time in RFC 3339."""
+
+    subject: str
+    seq: int
+    time: str
+    hdrs: str = ""
+    data: str = ""
+
+
+class MessageAnswer(Answer, frozen=True):
+    """The answer to `STREAM.MSG.GET`."""
+
+    message: StoredMessage | None = None
+
+
+A = TypeVar("A", bound=Answer)
+
+
+class JetStreamApi:
+    """Requests to `$JS.API`, each bounded by REQUEST_TIMEOUT_S."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def _cancellable(self, subject: str, payload: bytes) -> Msg:
+        """nats-py's request, which may be cancelled: its `wait_for` swallows a cancellation that
+        comes together with the reply (Python 3.11), and whoever cancels would wait for ever."""
+        asking = asyncio.ensure_future(
+            self._connection.nc.request(subject, payload, timeout=REQUEST_TIMEOUT_S)
+        )
+        try:
+            await asyncio.wait((asking,))
+        except asyncio.CancelledError:
+            asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+            asking.cancel()
+            raise
+        return asking.result()
+
+    async def request(self, path: str, body: dict[str, Any] | None, answer: type[A]) -> A:
+        """Ask `$JS.API.<path>`.
+
+        Raises:
+            NotFoundError: the stream, consumer or message does not exist.
+            BrokerError: refused for another reason; `values["err_code"]` says which.
+            BrokerUnavailableError: no answer in time.
+            ConnectionLostError: the connection is gone.
+        """
+        payload = b"" if body is None else msgspec.json.encode(body)
+        subject = f"$JS.API.{path}"
+        try:
+            reply = await self._cancellable(subject, payload)
+        except nats.errors.NoRespondersError as error:
+            raise BrokerUnavailableError(
+                f"the broker has nobody to answer {subject!r}; expected JetStream to be enabled "
+                "and started; enable it, or try again when the broker has started",
+                subject=subject,
+            ) from error
+        except nats.errors.TimeoutError as error:
+            if self._connection.nc.is_closed:
+                raise self._connection.gone() from error
+            raise BrokerUnavailableError(
+                f"the broker did not answer {subject!r} within {REQUEST_TIMEOUT_S:g} s; try again "
+                "when it is up",
+                subject=subject,
+            ) from error
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise self._connection.gone() from error
+        result = msgspec.json.decode(reply.data, type=answer)
+        if result.error is not None:
+            raise _error(subject, result.error)
+        return result
+
+    async def check_level(self) -> None:
+        """Raise BrokerTooOldError unless the broker has what this package needs."""
+        try:
+            info = await self.request("INFO", None, AccountInfo)
+        except BrokerUnavailableError as error:
+            raise BrokerTooOldError(
+                f"the broker at {self._connection.url!r} does not offer JetStream; expected "
+                "nats-server 2.14.5 or later with JetStream enabled; start it with -js",
+                url=self._connection.url,
+            ) from error
+        except BrokerError as error:
+            if self._connection.nc.is_closed:
+                raise
+            raise BrokerTooOldError(
+                f"the broker at {self._connection.url!r} does not offer JetStream to this account "
+                f"({error}); expected nats-server 2.14.5 or later with JetStream enabled",
+                url=self._connection.url,
+            ) from error
+        if info.api.level < API_LEVEL_MIN:
+            raise BrokerTooOldError(
+                f"the broker at {self._connection.url!r} has JetStream API level "
+                f"{info.api.level!r}; expected {API_LEVEL_MIN} or higher; upgrade it to "
+                "nats-server 2.14.5 or later",
+                url=self._connection.url,
+                level=info.api.level,
+            )
+
+    async def stream_state(self, stream: str) -> StreamState:
+        """The stream's extent, from its leader."""
+        state = (await self.request(f"STREAM.INFO.{stream}", None, StreamInfo)).state
+        # An empty stream reports its first sequence as 0 until it has held a message.
+        first = state.first_seq if state.messages else state.last_seq + 1
+        return StreamState(first, state.last_seq, state.messages, state.bytes)
+
+    async def stored_message(self, stream: str, body: dict[str, Any]) -> Message:
+        """One message, from the stream's leader (not a direct get, which any replica answers)."""
+        answer = await self.request(f"STREAM.MSG.GET.{stream}", body, MessageAnswer)
+        if answer.message is None:
+            raise BrokerError(f"the answer about {body!r} of stream {stream!r} holds no message")
+        stored = answer.message
+        return Message(
+            stored.subject,
+            base64.b64decode(stored.data),
+            headers.parse(base64.b64decode(stored.hdrs)),
+            stored.seq,
+            _nanoseconds(stored.time),
+        )
+
+    async def last_message(self, stream: str, subject: str) -> Message | None:
+        """The newest message of a subject. Raises NotFoundError when there is no such stream."""
+        try:
+            return await self.stored_message(stream, {"last_by_subj": subject})
+        except NotFoundError as error:
+            if error.values.get("err_code") == NO_MESSAGE:
+                return None
+            raise
+
+
+async def pause_before_retry(attempt: int) -> None:
+    """Wait RETRY_MIN_S, doubled for each attempt, at most RETRY_MAX_S."""
+    await asyncio.sleep(min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(attempt, 10)))
+
+
+def _error(subject: str, error: ApiError) -> BrokerError:
+    kind = NotFoundError if error.code == 404 else BrokerError
+    return kind(
+        f"the broker refused {subject!r}: {error.description} (code {error.err_code})",
+        subject=subject,
+        err_code=error.err_code,
+        description=error.description,
+    )
+
+
+def _nanoseconds(text: str) -> int:
+    """RFC 3339 with up to nine decimals (datetime keeps only six) as ns since the epoch."""
+    whole, _, rest = text.partition(".")
+    if not rest:
+        return int(datetime.fromisoformat(text).timestamp()) * NS
+    digits = rest.rstrip("Z")
+    zone = ""
+    for sign in "+-":
+        digits, found, offset = digits.partition(sign)
+        zone = found + offset if found else zone
+    seconds = int(datetime.fromisoformat(f"{whole}{zone or '+00:00'}").timestamp())
+    return seconds * NS + int(digits.ljust(9, "0"))
