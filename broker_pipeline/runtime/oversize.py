@@ -1,0 +1,48 @@
+"""Packages that do not fit the broker's limit with what was added to them: they leave as ERROR."""
+
+from __future__ import annotations
+
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.core.commands import Command, Dispatch
+from broker_pipeline.core.names import Subjects, completion_id, emission_id
+from broker_pipeline.errors import PayloadTooLargeError
+from broker_pipeline.journey import STATUS_TO_PB, Outcome, Status
+
+HEADER_BYTES = 512
+"""What a message's headers may take of the broker's limit."""
+_ERROR = STATUS_TO_PB[Status.ERROR]
+
+
+def instead(
+    subjects: Subjects,
+    stream: str,
+    command: Command,
+    envelope: pb.DataPackage,
+    error: PayloadTooLargeError,
+    bytes_max: int,
+) -> tuple[str, bytes, str]:
+    """What the leader publishes for a command that does not fit: `(subject, data, message id)`.
+
+    A dispatch becomes the completion that a worker would have sent, an ERROR: the machine takes it
+    from there. A package that leaves does so as ERROR, in the same place of the order.
+    """
+    text = f"{error}; its payload is in message {command.package.source} of stream {stream}"
+    envelope.errors.add(type="PayloadTooLargeError", message=text)
+    if isinstance(command, Dispatch):
+        controller = envelope.controllers[-1].name
+        subject = subjects.completion(controller, command.instance)
+        msg_id = completion_id(command.package.id, controller)
+    else:
+        envelope.outcome = _ERROR
+        subject = subjects.outcome(Outcome.ERROR, command.instance)
+        msg_id = emission_id(command.package.id)
+    return subject, shortened(envelope, bytes_max), msg_id
+
+
+def shortened(envelope: pb.DataPackage, bytes_max: int) -> bytes:
+    """An envelope without what makes it too large: its payload, then what travels along."""
+    envelope.data = b""
+    if envelope.ByteSize() > bytes_max - HEADER_BYTES:
+        envelope.attributes.clear()
+        envelope.content_type = ""
+    return envelope.SerializeToString()

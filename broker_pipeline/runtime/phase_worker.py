@@ -1,0 +1,386 @@
+"""One phase in one worker process: pull its queue, run the modules, publish the result, then ack.
+
+At-least-once in; the log's dedup and the leader make it once. A message is acked only when its
+result is stored, kept alive while it is here, and given back (nak) when the worker drains before it
+has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.port import Broker, Message, PubAck, Subscription
+from broker_pipeline.core.names import (
+    Subjects,
+    completion_id,
+    consumer_name,
+    dispatch_id,
+    stream_name,
+)
+from broker_pipeline.errors import (
+    BrokerPipelineError,
+    MalformedPackageError,
+    PayloadTooLargeError,
+    StateError,
+)
+from broker_pipeline.journey import Status
+from broker_pipeline.package import DataPackage, parse_envelope
+from broker_pipeline.pipeline import Controller, Phase, Pipeline
+from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
+from broker_pipeline.runtime.failures import Failures
+from broker_pipeline.runtime.states import StateKeeper, States
+
+log = logging.getLogger(__name__)
+
+CATCH_UPS_MAX = 16
+"""States caught up with at the same time: each reads a part of the log."""
+DRAIN_STALL_S = 2.0
+"""A drain in which nothing runs and no result was stored for so long ends: the broker is gone, and
+will redeliver."""
+SIGNS_OF_LIFE = 3
+"""How often in its `ack_wait_s` a package that is still here is reported as alive."""
+
+
+class _Here:
+    """A message in this process, from its delivery to its ack."""
+
+    __slots__ = ("message", "new_state", "since", "token")
+
+    def __init__(self, message: Message, token: str, since: float) -> None:
+        self.message = message
+        self.new_state: bytes | None = None
+        self.token = token
+        self.since = since
+
+
+class PhaseWorker:
+    """Runs one phase; `Worker` runs several on one connection.
+
+    Args:
+        slots: how many packages run at the same time.
+        worker: this process's name in journeys.
+        target: the pipeline's TARGET, for modules that are isolated in processes.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        pipeline: Pipeline,
+        controller: Controller,
+        phase: Phase,
+        *,
+        slots: int,
+        worker: str,
+        host: str,
+        target: str | None,
+        shard: int = 0,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.name = f"{controller.name}.{phase.name}"
+        self._broker = broker
+        self._types = pipeline.payload_types
+        self._controller = controller
+        self._phase = phase
+        self._failures = Failures(controller, phase, worker=worker, host=host, now_ns=now_ns)
+        self._subjects = Subjects(pipeline.name, shard)
+        self._stream = stream_name(pipeline.name, shard)
+        self._consumer = consumer_name(controller.name, phase.name)
+        self._executor = PhaseExecutor(
+            controller,
+            phase,
+            types=self._types,
+            slots=slots,
+            worker=worker,
+            host=host,
+            target=target,
+            deliver=self._finished,
+            now_ns=now_ns,
+        )
+        self._states = (
+            StateKeeper(broker, pipeline.name, shard, controller, phase) if phase.stateful else None
+        )
+        names = [each.name for each in controller.phases]
+        following = names.index(phase.name) + 1
+        self._next_phase = names[following] if following < len(names) else None
+        self._here: dict[int, _Here] = {}
+        # Both hold at most what was delivered: `wanted` of the executor bounds that.
+        self._results: asyncio.Queue[Finished] = asyncio.Queue()
+        self._stored: asyncio.Queue[_Here] = asyncio.Queue()
+        self._catching_up: dict[asyncio.Task[None], _Here] = {}
+        self._catch_up_turn = asyncio.Semaphore(CATCH_UPS_MAX)
+        self._subscription: Subscription | None = None
+        self._asking = False
+        self._draining = False
+        self._emptied = asyncio.Event()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether too many slots are lost in modules that do not come back."""
+        return self._executor.exhausted
+
+    async def start(self) -> None:
+        """Set the modules up. Raises SetupError."""
+        await self._executor.start()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then drain. Raises when the broker ends the consumption."""
+        self._subscription = subscription = await self._broker.consume(
+            self._stream, self._consumer, self._delivered, credit=max(1, self._executor.wanted())
+        )
+        try:
+            await self._work(subscription, stop)
+        finally:
+            self._draining = True
+            for task in self._catching_up:
+                task.cancel()
+            await subscription.stop()
+
+    async def _work(self, subscription: Subscription, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            helpers = [
+                group.create_task(self._publish_results(), name=f"publish {self.name}"),
+                group.create_task(self._finish_stored(), name=f"ack {self.name}"),
+                group.create_task(self._keep_alive(), name=f"keep alive {self.name}"),
+            ]
+            stopping = group.create_task(stop.wait(), name=f"stop {self.name}")
+            await asyncio.wait((subscription.failed, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if subscription.failed.done():
+                subscription.failed.result()
+            await self._drain(subscription)
+            for task in (stopping, *helpers):
+                task.cancel()
+
+    async def close(self) -> None:
+        """Tear the modules down."""
+        await self._executor.close()
+
+    async def _drain(self, subscription: Subscription) -> None:
+        """Take no more, give back what has not begun, finish the rest."""
+        self._draining = True
+        await subscription.stop()
+        catching_up = dict(self._catching_up)
+        for task in catching_up:
+            task.cancel()
+        if catching_up:
+            await asyncio.wait(catching_up)
+        not_begun = [here for task, here in catching_up.items() if task.cancelled()]
+        withdrawn = [job.token for job in self._executor.withdraw()]
+        for here in (*not_begun, *withdrawn):
+            if isinstance(here, _Here):
+                await self._broker.nak(here.message)
+                self._gone(here)
+        self._check_emptied()
+        while not self._emptied.is_set():
+            before = len(self._here)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_STALL_S):
+                    await self._emptied.wait()
+            if self._executor.idle and len(self._here) == before:
+                log.warning(
+                    "%d packages of %s are left to other workers: the broker stores no results",
+                    before,
+                    self.name,
+                )
+                return
+        if self._states is not None:
+            await self._store_all(self._states)
+
+    async def _store_all(self, states: StateKeeper) -> None:
+        """For whoever gets the instances' next packages; they can be computed again without it."""
+        try:
+            await states.store_all(DRAIN_STALL_S)
+        except (BrokerPipelineError, TimeoutError) as error:
+            log.warning("states of %s were not stored, others catch up: %s", self.name, error)
+
+    # -- in -------------------------------------------------------------------------------------
+    def _delivered(self, message: Message) -> None:
+        if (known := self._here.get(message.stream_seq)) is not None:
+            known.message = message  # it is still being run here, for longer than the broker knew
+            return
+        here = _Here(message, message.subject.rpartition(".")[2], asyncio.get_running_loop().time())
+        self._here[message.stream_seq] = here
+        try:
+            envelope = parse_envelope(message.data)
+            envelope.controllers[-1].mode  # noqa: B018 - a package on its way has a record here
+        except (MalformedPackageError, IndexError) as error:
+            log.error(
+                "message %d in queue %s is no package: %s", message.stream_seq, self.name, error
+            )
+            self._stored.put_nowait(here)
+            return
+        if message.delivered > self._phase.max_deliver:
+            self._fail(here, envelope, self._failures.poison(message.delivered - 1))
+        elif self._states is None:
+            self._submit(here, envelope, None)
+        else:
+            states = self._states.at_hand(here.token, envelope)
+            if states is not None:
+                self._submit(here, envelope, states)
+            else:
+                task = asyncio.create_task(
+                    self._catch_up(here, envelope), name=f"catch up {self.name}"
+                )
+                self._catching_up[task] = here
+                task.add_done_callback(self._caught_up)
+        self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        """Ask once for all that comes in this turn of the loop: it costs as much as a message."""
+        if not self._asking:
+            self._asking = True
+            asyncio.get_running_loop().call_soon(self._ask)
+
+    def _ask(self) -> None:
+        self._asking = False
+        if self._subscription is not None and not self._draining:
+            wanted = self._executor.wanted() - len(self._catching_up)
+            self._subscription.set_credit(max(0, wanted))
+
+    def _submit(self, here: _Here, envelope: pb.DataPackage, states: States | None) -> None:
+        self._executor.submit([Job(DataPackage.wrap(envelope, self._types), here, states)])
+
+    async def _catch_up(self, here: _Here, envelope: pb.DataPackage) -> None:
+        """Get the states before this package, then run it."""
+        assert self._states is not None
+        try:
+            async with self._catch_up_turn:
+                states = await self._states.catch_up(here.token, envelope, self._rerun)
+        except StateError as error:
+            self._fail(here, envelope, error)
+            return
+        except BrokerPipelineError as error:
+            self._unpublished(here, error)
+            return
+        self._submit(here, envelope, states)
+
+    def _caught_up(self, task: asyncio.Task[None]) -> None:
+        here = self._catching_up.pop(task)
+        if task.cancelled():
+            return  # by the drain, which gives the package back
+        if (error := task.exception()) is not None:
+            log.error("catching up in %s failed", self.name, exc_info=error)
+            self._unpublished(here, error)
+        self._ask_soon()
+
+    async def _rerun(self, envelope: pb.DataPackage, states: States) -> States | None:
+        """Run the phase on a recorded input and throw the result away, but for the states."""
+        done: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+        self._executor.submit([Job(DataPackage.wrap(envelope, self._types), done, states)])
+        finished = await done
+        return finished.states
+
+    # -- out ------------------------------------------------------------------------------------
+    def _finished(self, finished: list[Finished]) -> None:
+        for each in finished:
+            token = each.job.token
+            if isinstance(token, asyncio.Future):
+                if not token.done():
+                    token.set_result(each)
+            else:
+                self._results.put_nowait(each)
+        self._ask_soon()
+
+    async def _publish_results(self) -> None:
+        while True:
+            finished = await self._results.get()
+            here = finished.job.token
+            assert isinstance(here, _Here)
+            if finished.status is Status.ERROR:
+                self._failures.require_record(finished.envelope)
+            if self._states is not None:
+                here.new_state = self._states.keep(
+                    here.token, finished.envelope, here.message.stream_seq, finished.states
+                )
+            try:
+                await self._publish(here, finished.envelope, finished.status)
+            except PayloadTooLargeError as error:
+                envelope = parse_envelope(here.message.data)
+                self._failures.note(envelope, error)
+                self._failures.fit(envelope, self._broker.max_payload)
+                job = Job(finished.job.package, here, None)
+                self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))
+            except BrokerPipelineError as error:
+                self._unpublished(here, error)
+
+    async def _publish(self, here: _Here, envelope: pb.DataPackage, status: Status) -> None:
+        data = envelope.SerializeToString()
+        if status is not Status.ERROR:
+            self._failures.check_size(len(data), self._broker.max_payload)
+        controller = self._controller.name
+        if status is Status.SUCCESS and self._next_phase is not None:
+            subject = self._subjects.queue(controller, self._next_phase, here.token)
+            msg_id = dispatch_id(envelope.id, controller, self._next_phase)
+        else:
+            subject = self._subjects.completion(controller, here.token)
+            msg_id = completion_id(envelope.id, controller)
+        stored = await self._broker.start_publish(subject, data, msg_id=msg_id)
+        stored.add_done_callback(lambda ack: self._acknowledged(here, ack))
+
+    def _acknowledged(self, here: _Here, ack: asyncio.Future[PubAck]) -> None:
+        if ack.cancelled():
+            return
+        error = ack.exception()
+        if error is None:
+            if self._states is None:
+                pass
+            elif ack.result().duplicate:
+                # Another result was first: the state is what that one left, not this one.
+                self._states.forget(here.token)
+                here.new_state = None
+            else:
+                self._states.confirm(here.token, here.message.stream_seq)
+            self._stored.put_nowait(here)
+        else:
+            self._unpublished(here, error)
+
+    def _unpublished(self, here: _Here, error: BaseException) -> None:
+        """The result is not known to be stored: the broker redelivers the package after a while,
+        and a second result is dropped where the first was stored after all."""
+        log.warning("a result of %s was not stored, it is run again: %s", self.name, error)
+        self._gone(here)
+
+    def _gone(self, here: _Here) -> None:
+        self._here.pop(here.message.stream_seq, None)
+        self._check_emptied()
+
+    def _check_emptied(self) -> None:
+        if self._draining and not self._here:
+            self._emptied.set()
+
+    async def _finish_stored(self) -> None:
+        """What is left to do once a result is stored: the ack, and the new state."""
+        while True:
+            here = await self._stored.get()
+            await self._broker.ack(here.message)
+            if here.new_state is not None and self._states is not None:
+                await self._store_state(here.token, here.new_state)
+            self._gone(here)
+
+    async def _store_state(self, token: str, encoded: bytes) -> None:
+        assert self._states is not None
+        try:
+            await self._states.store(token, encoded)
+        except BrokerPipelineError as error:
+            log.warning("a state of %s was not stored, a later one will be: %s", self.name, error)
+
+    async def _keep_alive(self) -> None:
+        """Report packages that are here for long as alive, before the broker gives them away."""
+        period = self._phase.ack_wait_s / SIGNS_OF_LIFE
+        while True:
+            await asyncio.sleep(period)
+            now = asyncio.get_running_loop().time()
+            for here in list(self._here.values()):
+                if now - here.since < period / 2:
+                    break  # the others came later
+                await self._broker.in_progress(here.message)
+
+    def _fail(self, here: _Here, envelope: pb.DataPackage, error: BrokerPipelineError) -> None:
+        """Complete the package as ERROR with its payload as it came."""
+        self._failures.note(envelope, error)
+        job = Job(DataPackage.wrap(envelope), here, None)
+        self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))

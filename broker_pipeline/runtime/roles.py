@@ -1,0 +1,212 @@
+"""The roles as they run in a process: connect, do the role's work, begin anew when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from broker_pipeline.broker import jetstream
+from broker_pipeline.broker.lease import Lease
+from broker_pipeline.broker.port import Broker
+from broker_pipeline.client.deploy import require_deployed
+from broker_pipeline.core.names import LEASE_BUCKET, LEASE_TTL_S, lease_key
+from broker_pipeline.errors import BrokerPipelineError, LeadershipLostError
+from broker_pipeline.pipeline import Pipeline
+from broker_pipeline.runtime.leader import Leader
+from broker_pipeline.runtime.lifecycle import unless_stopped
+from broker_pipeline.runtime.worker import Worker, WorkerEnd
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[str], None]
+"""Takes a line for the person who started the role."""
+
+READY = "is ready"
+STANDS_BY = "stands by"
+"""What a worker and a controller announce first; a supervisor waits for it."""
+STANDBY_POLL_S = 0.1
+"""How often a standby looks whether the shard is free: a clean stop hands over within 300 ms."""
+RETRY_MIN_S = 0.05
+RETRY_MAX_S = 2.0
+"""Between two attempts to lead or to connect again, doubling from the first to the last."""
+STEADY_S = 5.0
+"""What has gone well for so long is no failed attempt when it ends."""
+RELEASE_S = 1.0
+"""How long giving a lease up may take: a broker that does not answer lets it run out."""
+
+
+async def run_controller(
+    url: str,
+    pipeline: str,
+    stop: asyncio.Event,
+    *,
+    announce: Announce,
+    shard: int = 0,
+) -> None:
+    """Compete for the lead of a shard, and lead it; until `stop` is set.
+
+    Raises:
+        BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
+        PlanError: the pipeline is not deployed.
+    """
+    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    name = f"bp controller {pipeline}"
+    broker: Broker | None = await jetstream.connect(url, reconnect=False, name=name)
+    loop = asyncio.get_running_loop()
+    retry_s = RETRY_MIN_S
+    try:
+        assert broker is not None
+        await require_deployed(broker, pipeline)
+        announce(f"controller of {pipeline!r} {STANDS_BY}")
+        while not stop.is_set():
+            begun = loop.time()
+            try:
+                if broker is None:
+                    broker = await _connect_or_stop(url, name, stop)
+                if broker is not None:
+                    await _lead_or_stand_by(broker, pipeline, shard, holder, stop, announce)
+            except BrokerPipelineError as error:
+                # Crash-only: whatever happened, begin anew with nothing but what is stored.
+                log.warning("controller of %r begins anew: %s", pipeline, error)
+                announce(f"controller of {pipeline!r} begins anew: {error}")
+                lasted = loop.time() - begun > STEADY_S
+                retry_s = RETRY_MIN_S if lasted else min(RETRY_MAX_S, retry_s * 2)
+                await _sleep_or_stop(retry_s, stop)
+            if broker is not None:
+                ending, broker = broker, None
+                await _close(ending)
+    finally:
+        if broker is not None:
+            await _close(broker)
+
+
+async def _connect_or_stop(url: str, name: str, stop: asyncio.Event) -> Broker | None:
+    """A connection; None where `stop` is set first."""
+    connected: list[Broker] = []
+
+    async def connect() -> None:
+        connected.append(await jetstream.connect(url, reconnect=False, name=name))
+
+    await unless_stopped(stop, connect())
+    return connected[0] if connected else None
+
+
+async def _lead_or_stand_by(
+    broker: Broker,
+    pipeline: str,
+    shard: int,
+    holder: str,
+    stop: asyncio.Event,
+    announce: Announce,
+) -> None:
+    """One connection's life: stand by until the shard is free, then lead it until the end."""
+    lease = Lease(
+        broker, LEASE_BUCKET, lease_key(pipeline, shard), holder=holder, ttl_s=LEASE_TTL_S
+    )
+
+    async def acquire() -> None:
+        while not await lease.acquire():
+            await asyncio.sleep(STANDBY_POLL_S)
+            if broker.lost.done():
+                broker.lost.result()
+
+    if not await unless_stopped(stop, acquire()):
+        await _release(lease)
+        return
+    leader = Leader(
+        broker,
+        pipeline,
+        shard,
+        now_ns=time.time_ns,
+        ready=lambda leader: announce(f"leads {pipeline!r} from {leader.machine.applied} on"),
+    )
+    try:
+        await _while_held(lease, leader.run(stop))
+    finally:
+        await _release(lease)
+
+
+async def _release(lease: Lease) -> None:
+    """Give the shard up at once, if the broker can be told; else the lease runs out."""
+    with contextlib.suppress(BrokerPipelineError, TimeoutError):
+        async with asyncio.timeout(RELEASE_S):
+            await lease.release()
+
+
+async def _while_held(lease: Lease, work: Awaitable[None]) -> None:
+    """Do `work` for as long as the lease is held; losing it ends the work at once."""
+    holding = asyncio.create_task(lease.hold(), name="hold lease")
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((holding, working), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        else:
+            holding.result()
+            raise LeadershipLostError("the lease is not held any more; begin anew")
+    finally:
+        for task in (holding, working):
+            task.cancel()
+        await asyncio.gather(holding, working, return_exceptions=True)
+
+
+async def run_worker(
+    url: str,
+    pipeline: Pipeline,
+    stop: asyncio.Event,
+    *,
+    phases: Sequence[str] | None,
+    slots: int | None,
+    target: str | None,
+    announce: Announce,
+) -> WorkerEnd:
+    """Run phases of a pipeline until `stop` is set, then drain.
+
+    Args:
+        phases: CONTROLLER.PHASE each; None: all.
+        slots: packages that run at the same time in each phase; None: one a processor.
+        target: TARGET, for modules that are isolated in processes.
+
+    Raises:
+        BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
+        UnknownPhaseError, SetupError, PlanError: it cannot begin.
+    """
+    connected = False
+
+    def tell(event: str) -> None:
+        if connected:  # what goes wrong before is in the error that `connect` raises
+            log.warning("worker of %r: %s", pipeline.name, event)
+
+    broker = await jetstream.connect(
+        url, reconnect=True, name=f"bp worker {pipeline.name}", on_event=tell
+    )
+    connected = True
+    try:
+        await require_deployed(broker, pipeline.name)
+        worker = Worker(broker, pipeline, phases=phases, slots=slots, target=target)
+        names = ", ".join(phases) if phases else "all phases"
+        return await worker.run(
+            stop, ready=lambda: announce(f"worker of {pipeline.name!r} {READY}: {names}")
+        )
+    finally:
+        await _close(broker)
+
+
+async def _close(broker: Broker) -> None:
+    """Close a connection at the end of a role, whatever state it is in."""
+    # nats-py's last flush to a broker that is gone raises this under uvloop while it reconnects.
+    with contextlib.suppress(RuntimeError):
+        await broker.close()
+
+
+async def _sleep_or_stop(seconds: float, stop: asyncio.Event) -> None:
+    """Wait so long, or until `stop` is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()

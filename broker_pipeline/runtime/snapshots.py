@@ -1,0 +1,109 @@
+"""Where snapshots are kept: parts in a stream, and one head that is compared and swapped.
+
+The order of writing makes a half-written snapshot invisible: parts first, then the head that
+names them, and only then are older parts purged. A head replaces just the one that was there before
+its parts were written: so a stale leader can neither put an older head over a newer one, nor a head
+whose parts another has purged meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from broker_pipeline.broker.port import Broker
+from broker_pipeline.core import snapshot
+from broker_pipeline.core.machine import Machine
+from broker_pipeline.core.names import (
+    STATE_BUCKET,
+    snapshot_key,
+    snapshot_stream,
+    snapshot_subject,
+)
+from broker_pipeline.errors import LeadershipLostError, NotFoundError, SnapshotError
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True):
+    """The head as it is stored: with the places of its parts."""
+
+    applied: int
+    head: bytes
+    parts: list[int]
+
+
+class SnapshotStore:
+    """The snapshots of one shard, over one connection."""
+
+    def __init__(self, broker: Broker, pipeline: str, shard: int) -> None:
+        self._broker = broker
+        self._stream = snapshot_stream(pipeline, shard)
+        self._subject = snapshot_subject(pipeline, shard)
+        self._key = snapshot_key(pipeline, shard)
+
+    async def load(self) -> Machine:
+        """The newest snapshot's machine; a new one where there is none.
+
+        Raises:
+            SnapshotError: it is of another version, or damaged.
+        """
+        entry = await self._broker.kv_get(STATE_BUCKET, self._key)
+        while entry is not None:
+            stored = self._read(entry.value)
+            try:
+                parts = [
+                    (await self._broker.get_message(self._stream, seq)).data for seq in stored.parts
+                ]
+            except NotFoundError as error:
+                read, entry = entry, await self._broker.kv_get(STATE_BUCKET, self._key)
+                if entry is not None and entry.revision == read.revision:
+                    raise self._damaged(f"a part is missing: {error}") from error
+                continue  # a newer one has been stored while this one was read
+            try:
+                # In a thread: it may take longer than the lease waits for its renewal.
+                head = snapshot.read_head(stored.head)
+                return await asyncio.to_thread(snapshot.restore, head, parts)
+            except SnapshotError as error:
+                if "version" in error.values:
+                    raise
+                raise self._damaged(str(error)) from error
+        return Machine()
+
+    async def save(self, head: bytes, parts: list[bytes], applied: int) -> None:
+        """Store a snapshot, unless there is a newer one.
+
+        Raises:
+            LeadershipLostError: another leader has stored one meanwhile, or a newer one.
+        """
+        broker = self._broker
+        entry = await broker.kv_get(STATE_BUCKET, self._key)
+        if entry is not None and self._read(entry.value).applied > applied:
+            raise self._stale()
+        places = [(await broker.publish(self._subject, part)).stream_seq for part in parts]
+        value = msgspec.msgpack.encode(_Stored(applied, head, places))
+        if entry is None:
+            revision = await broker.kv_create(STATE_BUCKET, self._key, value)
+        else:
+            revision = await broker.kv_update(STATE_BUCKET, self._key, value, entry.revision)
+        if revision is None:
+            raise self._stale()
+        if places:
+            await broker.purge(self._stream, below=places[0])
+
+    def _read(self, raw: bytes) -> _Stored:
+        try:
+            return msgspec.msgpack.decode(raw, type=_Stored)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, how: str) -> SnapshotError:
+        return SnapshotError(
+            f"the snapshot {self._key!r} in bucket {STATE_BUCKET!r} is unreadable ({how}); delete "
+            f"the key to compute the state from the log again",
+            key=self._key,
+        )
+
+    def _stale(self) -> LeadershipLostError:
+        return LeadershipLostError(
+            f"another leader has stored the snapshot {self._key!r} meanwhile; this one stops"
+        )

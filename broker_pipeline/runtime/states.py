@@ -1,0 +1,325 @@
+"""States of stateful modules: held in memory, stored now and then, and caught up with.
+
+The state after package n is a fold over the inputs 1..n of the phase, and the log has them. The
+envelope says which input was the one before (`previous_sequences`): a worker that holds the state
+after just that one goes on from it, and any other loads the last stored state and runs the phase
+again over the inputs since, throwing the results away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.port import Broker
+from broker_pipeline.core.names import Subjects, module_bucket, module_key, stream_name
+from broker_pipeline.errors import MalformedPackageError, StateError
+from broker_pipeline.journey import STATUS_TO_PB, Status
+from broker_pipeline.modules import StatefulModule, state_type, walk
+from broker_pipeline.package import parse_envelope
+from broker_pipeline.pipeline import Controller, Phase
+
+log = logging.getLogger(__name__)
+
+States = dict[str, Any]
+"""States by the path of their module in the phase."""
+
+STORE_EVERY_S = 1.0
+"""Between two stored states of an instance: what another worker has to run again at most."""
+HELD_MAX = 10_000
+"""Instances whose states a worker holds; the one silent longest is let go, and caught up with."""
+HEADROOM_BYTES = 1024
+"""What a message's subject and headers may take of the broker's limit."""
+_APPLIED = (STATUS_TO_PB[Status.SUCCESS], STATUS_TO_PB[Status.EXIT])
+
+
+class Held:
+    """The states of an instance after the input `sequence`, which is message `stream_seq`.
+
+    Attributes:
+        counts: whether the result that they belong to is the one that the log has. Another one may
+            be there first: of another worker, or the ERROR of a package that was tried too often.
+    """
+
+    __slots__ = (
+        "counts",
+        "encoded_at",
+        "encoded_sequence",
+        "epoch",
+        "sequence",
+        "states",
+        "stream_seq",
+    )
+
+    def __init__(self, epoch: int, sequence: int, stream_seq: int, states: States) -> None:
+        self.epoch = epoch
+        self.sequence = sequence
+        self.stream_seq = stream_seq
+        self.states = states
+        self.counts = False
+        self.encoded_at = 0.0
+        self.encoded_sequence = 0
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True):
+    epoch: int
+    sequence: int
+    stream_seq: int
+    states: dict[str, bytes]
+
+
+Rerun = Callable[[pb.DataPackage, States], Awaitable[States | None]]
+"""Runs the phase on a recorded input; gives the states after it, None where it failed."""
+
+
+class StateKeeper:
+    """The states of one phase's instances in one worker process."""
+
+    def __init__(
+        self, broker: Broker, pipeline: str, shard: int, controller: Controller, phase: Phase
+    ) -> None:
+        self._broker = broker
+        self._stream = stream_name(pipeline, shard)
+        self._bucket = module_bucket(pipeline)
+        self._shard = shard
+        self._controller = controller.name
+        self._phase = phase.name
+        self._phase_index = [p.name for p in controller.phases].index(phase.name)
+        self._subjects = Subjects(pipeline, shard)
+        self._types = {
+            path: state_type(module)
+            for path, module in walk(phase.modules)
+            if isinstance(module, StatefulModule)
+        }
+        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._too_large_said = False
+        self._unstorable_said = False
+        self.caught_up = 0
+
+    def previous(self, envelope: pb.DataPackage) -> int:
+        """The sequence id of the input before this one; 0 where it is the first."""
+        previous = envelope.controllers[-1].previous_sequences
+        return previous[self._phase_index] if self._phase_index < len(previous) else 0
+
+    def at_hand(self, token: str, envelope: pb.DataPackage) -> States | None:
+        """The states before this package, if they are here; None: `catch_up` gets them."""
+        previous = self.previous(envelope)
+        if previous == 0:
+            return {}
+        held = self._held.get(token)
+        if held is None or (held.epoch, held.sequence) != (envelope.epoch, previous):
+            return None
+        if not held.counts:
+            return None
+        return held.states
+
+    async def catch_up(self, token: str, envelope: pb.DataPackage, rerun: Rerun) -> States:
+        """The states before this package, by running again what came since they were stored.
+
+        Raises:
+            StateError: the log does not have the inputs any more, or one that went well once
+                fails now.
+        """
+        previous = self.previous(envelope)
+        stored = await self._load(token, envelope.epoch, previous)
+        applied = await self._applied_sequences(token, envelope.epoch, stored.stream_seq + 1)
+        if stored.sequence and stored.sequence not in applied:
+            # A result that came after the log had called the package an ERROR: no state of it.
+            stored = _before_the_first(envelope.epoch)
+            applied = await self._applied_sequences(token, envelope.epoch, stored.stream_seq + 1)
+        states = self._decode(stored)
+        inputs = await self._inputs(token, envelope, stored)
+        missing = {s for s in applied if stored.sequence < s <= previous} - set(inputs)
+        if missing:
+            raise StateError(
+                f"the state of {self._phase!r} for instance {envelope.instance!r} before package "
+                f"{envelope.id} needs {len(missing)} inputs that the log does not have any more, "
+                f"the first of sequence {min(missing)}; keep the log for longer than the state is "
+                f"needed, or close the instance to begin anew",
+                instance=envelope.instance,
+            )
+        for sequence in sorted(inputs):
+            if sequence not in applied:
+                continue  # it ended as ERROR: the state stayed as it was
+            after = await rerun(inputs[sequence], states)
+            if after is None:
+                raise StateError(
+                    f"running the recorded input {sequence} of instance {envelope.instance!r} "
+                    f"again failed in phase {self._phase!r}, though it went well before: a "
+                    f"stateful module must depend on nothing but its arguments",
+                    instance=envelope.instance,
+                )
+            states = after
+            self.caught_up += 1
+        return states
+
+    def keep(
+        self, token: str, envelope: pb.DataPackage, stream_seq: int, states: States | None
+    ) -> bytes | None:
+        """Hold the states after a package; None: they are unknown, as after an ERROR.
+
+        To be called before the package's completion is published: until then no other package of
+        the instance can be running, so nothing changes the states while they are encoded.
+
+        Returns:
+            What is to be stored once the completion is; None where it is not time yet. A stored
+            state is so never ahead of the results that it belongs to.
+        """
+        held = self._held.pop(token, None)
+        if states is None:
+            return None
+        now = Held(envelope.epoch, envelope.controllers[-1].sequence, stream_seq, states)
+        if held is not None and held.epoch == now.epoch:
+            now.encoded_at, now.encoded_sequence = held.encoded_at, held.encoded_sequence
+        self._held[token] = now
+        if len(self._held) > HELD_MAX:
+            self._held.popitem(last=False)
+        clock = asyncio.get_running_loop().time()
+        if clock - now.encoded_at < STORE_EVERY_S:
+            return None
+        now.encoded_at = clock
+        return self._encode(now)
+
+    def confirm(self, token: str, stream_seq: int) -> None:
+        """The result for the input `stream_seq` is stored, as the first: its states count."""
+        held = self._held.get(token)
+        if held is not None and held.stream_seq == stream_seq:
+            held.counts = True
+
+    def forget(self, token: str) -> None:
+        """Hold nothing of the instance: the next package catches up."""
+        self._held.pop(token, None)
+
+    async def store(self, token: str, encoded: bytes) -> None:
+        """Store what `keep` gave, for whoever gets the instance's next package."""
+        key = module_key(self._shard, self._controller, self._phase, token)
+        await self._broker.kv_put(self._bucket, key, encoded)
+
+    async def store_all(self, timeout_s: float) -> None:
+        """Store what is not stored yet; for a drain, when nothing is running.
+
+        Raises:
+            TimeoutError: one of them took longer than `timeout_s`.
+        """
+        for token, held in self._held.items():
+            if held.counts and held.encoded_sequence != held.sequence:
+                encoded = self._encode(held)
+                if encoded is not None:
+                    async with asyncio.timeout(timeout_s):
+                        await self.store(token, encoded)
+
+    def _encode(self, held: Held) -> bytes | None:
+        held.encoded_sequence = held.sequence
+        try:
+            states = {path: msgspec.msgpack.encode(state) for path, state in held.states.items()}
+        except Exception as error:  # a state is the user's, and so may be what encodes it
+            if not self._unstorable_said:
+                self._unstorable_said = True
+                log.warning(
+                    "a state of phase %s cannot be encoded (%s: %s): it is not stored, and a "
+                    "worker that needs it computes it from the log",
+                    self._phase,
+                    type(error).__name__,
+                    error,
+                )
+            return None
+        encoded = msgspec.msgpack.encode(
+            _Stored(held.epoch, held.sequence, held.stream_seq, states)
+        )
+        if len(encoded) <= self._broker.max_payload - HEADROOM_BYTES:
+            return encoded
+        if not self._too_large_said:
+            self._too_large_said = True
+            log.warning(
+                "a state of phase %s has %d bytes, more than the broker takes (%d): it is not "
+                "stored, and a worker that needs it computes it from the log",
+                self._phase,
+                len(encoded),
+                self._broker.max_payload,
+            )
+        return None
+
+    # -- loading --------------------------------------------------------------------------------
+    async def _load(self, token: str, epoch: int, previous: int) -> _Stored:
+        """The stored states if they help; else those before the first package."""
+        beginning = _before_the_first(epoch)
+        key = module_key(self._shard, self._controller, self._phase, token)
+        entry = await self._broker.kv_get(self._bucket, key)
+        if entry is None:
+            return beginning
+        try:
+            stored = msgspec.msgpack.decode(entry.value, type=_Stored)
+        except (msgspec.MsgspecError, ValueError):
+            log.warning("the stored state %s is unreadable; computing it from the log", key)
+            return beginning
+        usable = stored.epoch == epoch and stored.sequence <= previous
+        return stored if usable else beginning
+
+    def _decode(self, stored: _Stored) -> States:
+        states: States = {}
+        for path, raw in stored.states.items():
+            kind = self._types.get(path)
+            try:
+                states[path] = msgspec.msgpack.decode(raw, type=kind or Any)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise StateError(
+                    f"the stored state of module {path} in phase {self._phase!r} does not decode "
+                    f"to {kind.__name__ if kind else 'plain data'} ({error}); deploy under a new "
+                    f"name when a state's type changes"
+                ) from error
+        return states
+
+    # -- the log --------------------------------------------------------------------------------
+    async def _inputs(
+        self, token: str, envelope: pb.DataPackage, stored: _Stored
+    ) -> dict[int, pb.DataPackage]:
+        """The phase's inputs after the stored state and before this package, by sequence id."""
+        found: dict[int, pb.DataPackage] = {}
+        previous = self.previous(envelope)
+        for message in await self._broker.read_range(
+            self._stream,
+            self._subjects.queue(self._controller, self._phase, token),
+            start_seq=stored.stream_seq + 1,
+        ):
+            recorded = _envelope(message.data)
+            if recorded is None or recorded.epoch != envelope.epoch or not recorded.controllers:
+                continue
+            sequence = recorded.controllers[-1].sequence
+            if stored.sequence < sequence <= previous:
+                found.setdefault(sequence, recorded)
+        return found
+
+    async def _applied_sequences(self, token: str, epoch: int, start_seq: int) -> set[int]:
+        """The inputs that changed the state: those whose first completion is no ERROR here."""
+        applied: dict[int, bool] = {}
+        for message in await self._broker.read_range(
+            self._stream,
+            self._subjects.completion(self._controller, token),
+            start_seq=start_seq,
+        ):
+            done = _envelope(message.data)
+            if done is None or done.epoch != epoch or not done.controllers:
+                continue
+            record = done.controllers[-1]
+            came_here = self._phase_index < len(record.phases)
+            went_well = came_here and record.phases[self._phase_index].status in _APPLIED
+            applied.setdefault(record.sequence, went_well)
+        return {sequence for sequence, ok in applied.items() if ok}
+
+
+def _before_the_first(epoch: int) -> _Stored:
+    """No state: those that the modules begin with."""
+    return _Stored(epoch, 0, epoch - 1, {})
+
+
+def _envelope(data: bytes) -> pb.DataPackage | None:
+    try:
+        return parse_envelope(data)
+    except MalformedPackageError:
+        return None

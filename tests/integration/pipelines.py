@@ -1,0 +1,110 @@
+"""Pipelines that the role processes of these tests import."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from broker_pipeline import Controller, ExecutionModule, Mode, Phase, Pipeline, StatefulModule
+
+WORK_NS = 300_000
+"""What a package costs: enough that a kill finds some running."""
+
+
+def _work() -> None:
+    end = time.perf_counter_ns() + WORK_NS
+    while time.perf_counter_ns() < end:
+        pass
+
+
+class Upper(ExecutionModule[bytes]):
+    """Upper case; a number that ends in 7 leaves as EXIT, one that ends in 9 as ERROR."""
+
+    def execute(self, package: Any, run: Any) -> None:
+        """One package."""
+        _work()
+        if package.data.endswith(b"7"):
+            run.exit("seven")
+        if package.data.endswith(b"9"):
+            raise ValueError("nine")
+        package.data = package.data.upper()
+
+
+class Total(msgspec.Struct):
+    """How many, and their sum."""
+
+    count: int = 0
+    total: int = 0
+
+
+class Sum(StatefulModule[bytes, Total]):
+    """Adds up the numbers; one that ends in 7 leaves as EXIT, with its state."""
+
+    def initial_state(self) -> Total:
+        """Nothing."""
+        return Total()
+
+    def execute(self, package: Any, run: Any, state: Total) -> Total:
+        """One package."""
+        state.count += 1
+        state.total += int(package.data.rpartition(b" ")[2])
+        if package.data.endswith(b"9"):
+            raise ValueError("nine")
+        if package.data.endswith(b"7"):
+            run.exit("seven", state=state)
+        package.data += b" -> %d %d" % (state.count, state.total)
+        return state
+
+
+ordered = Pipeline(
+    "ordered",
+    [
+        Controller(
+            "tidy",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=64,
+            phases=[Phase("upper", [Upper()], ack_wait_s=1.0, max_deliver=20)],
+        )
+    ],
+)
+chained = Pipeline(
+    "chained",
+    [
+        Controller(
+            "sum",
+            mode=Mode.NOT_PARALLEL,
+            phases=[Phase("add", [Sum()], ack_wait_s=1.0, max_deliver=20)],
+        ),
+        Controller(
+            "tidy",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            phases=[Phase("upper", [Upper()], ack_wait_s=1.0, max_deliver=20)],
+        ),
+    ],
+)
+
+
+class Pass(ExecutionModule[bytes]):
+    """Does nothing."""
+
+    def execute(self, package: Any, run: Any) -> None:
+        """Nothing."""
+
+
+relay = Pipeline(
+    "relay",
+    [Controller("c", mode=Mode.NO_ORDER, phases=[Phase("p", [Pass()])])],
+)
+
+
+class Broken(ExecutionModule[bytes]):
+    """Cannot be set up."""
+
+    def setup(self) -> None:
+        """Fail."""
+        raise RuntimeError("no model")
+
+
+broken = Pipeline("broken", [Controller("c", phases=[Phase("p", [Broken()])])])

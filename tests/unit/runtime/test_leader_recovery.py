@@ -1,0 +1,435 @@
+"""Leaders that crash, overlap, pause and stop: what leaves is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from broker_pipeline import Mode
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.core.names import (
+    HEADER_CONTROL,
+    HEADER_NUMBER,
+    HEADER_PRODUCER,
+    STATE_BUCKET,
+    snapshot_key,
+)
+from broker_pipeline.errors import ConnectionLostError, LeadershipLostError
+from broker_pipeline.journey import NS, STATUS_TO_PB, Outcome, Status
+from broker_pipeline.runtime import leader as leading
+from broker_pipeline.runtime.payloads import WaitingMessages
+from tests.unit.runtime.shard import (
+    NAME,
+    STREAM,
+    SUBJECTS,
+    CrashingBroker,
+    Hands,
+    Shard,
+    outcome_of,
+    pipeline,
+    turns,
+    until,
+)
+
+CHAINS = [
+    (Mode.ORDER_BY_SEQUENCE,),
+    (Mode.FIRST_WINS,),
+    (Mode.NOT_PARALLEL, Mode.ORDER_BY_SEQUENCE),
+    (Mode.ORDER_BY_SEQUENCE, Mode.NO_ORDER, Mode.NOT_PARALLEL),
+]
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots whenever there is something new."""
+    monkeypatch.setattr(leading, "SNAPSHOT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(leading, "SNAPSHOT_COST", 0)
+
+    async def at_once(function: Callable[..., object], *args: object) -> object:
+        return function(*args)
+
+    # Threads take as long as they like; the number of operations must be the same each time.
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+
+
+async def run_with_crashes(modes: tuple[Mode, ...], crashes: list[CrashingBroker]) -> None:
+    """A few packages; each leader of the list leads until it crashes, then one that does not."""
+    shard = await Shard.begin(pipeline(*modes))
+    server = shard.server
+    for crashing in crashes:
+        crashing._server, crashing._real = server, server.connect()
+    hands = await Hands(shard, random.Random(1)).begin()
+    for number in range(4):
+        await shard.send("a", b"a%d" % number)
+        await shard.send("b", b"b%d" % number)
+    for crashing in crashes:
+        running = shard.lead(crashing)  # type: ignore[arg-type]
+        await until(
+            lambda running=running: running.task.done() or len(shard.left()) == 8 or hands.waiting
+        )
+        for _ in range(200):
+            if running.task.done() or len(shard.left()) == 8:
+                break
+            await hands.finish_one()
+            await turns(3)
+        await running.kill()
+    shard.lead()
+    await hands.until_all_left()
+    shard.check(modes[-1])
+    await hands.end()
+    await shard.end()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("modes", CHAINS, ids=lambda modes: "-".join(modes))
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_crash_at_any_operation_changes_nothing(
+    modes: tuple[Mode, ...], after: bool
+) -> None:
+    """The connection breaks at the k-th call to the broker, for every k: publishes, the seal before
+    a snapshot, its parts, its head and the purge behind it included."""
+    placeholder = (await Shard.begin(pipeline(*modes))).server
+    points = 0
+    for k in range(1, 400):
+        crashing = CrashingBroker(placeholder, k, after=after)
+        try:
+            await run_with_crashes(modes, [crashing])
+        except AssertionError as error:
+            raise AssertionError(f"crash at operation {k}: {error}") from error
+        if not crashing.crashed:
+            break
+        points = k
+    assert points > 40, "there are more operations than that"
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("seed", range(30))
+async def test_leaders_that_come_and_go_and_overlap_change_nothing(seed: int) -> None:
+    """Arrivals, results, kills, and leaders beside the first, as a seed draws them."""
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    modes = chance.choice(CHAINS)
+    shard = await Shard.begin(pipeline(*modes))
+    hands = await Hands(shard, chance).begin()
+    shard.lead()
+    for number in range(120):
+        action = chance.random()
+        if action < 0.5:
+            await shard.send(chance.choice("abc"), b"%d" % number)
+        elif action < 0.85:
+            await hands.finish_one()
+        elif action < 0.9 and shard.leaders:
+            running = shard.leaders.pop(chance.randrange(len(shard.leaders)))
+            if chance.random() < 0.5:
+                shard.server.disconnect(running.broker)  # type: ignore[arg-type]
+            await running.kill()
+        elif len(shard.leaders) < 3:
+            shard.lead()
+        await turns(chance.randrange(8))
+    shard.lead()
+    await hands.until_all_left()
+    shard.check(modes[-1])
+    await hands.end()
+    await shard.end()
+
+
+async def test_a_paused_leader_that_wakes_up_repeats_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has read and not published while another went on: all of it is known by id."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    gate = asyncio.Event()
+    apply = leading.Leader._apply
+
+    async def wait_first(self: leading.Leader, *args: object) -> None:
+        if self is stale.leader:
+            await gate.wait()
+        await apply(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(leading.Leader, "_apply", wait_first)
+    stale = shard.lead()
+    hands = await Hands(shard, random.Random(3)).begin()
+    for number in range(20):
+        await shard.send("a", b"%d" % number)
+    await until(lambda: len(stale.leader._inbox) >= 20)
+    shard.lead()
+    await hands.until_all_left()
+    before = [message.stream_seq for message in shard.messages(SUBJECTS.prefix)]
+    gate.set()
+    await until(lambda: stale.leader.machine.applied >= before[-1] - 1 or stale.task.done())
+    await turns(100)
+    shard.check(Mode.ORDER_BY_SEQUENCE)
+    await hands.end()
+    await shard.end()
+
+
+async def test_stop_stores_a_snapshot_and_ends_even_in_the_middle_of_one() -> None:
+    """What the next leader applies again is nothing; `stop` is seen wherever it is set."""
+    for delay in range(40):
+        shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+        running = shard.lead()
+        await shard.send("a", b"x")
+        await turns(delay)
+        await running.stopped()
+        entry = await shard.broker.kv_get(STATE_BUCKET, snapshot_key(NAME, 0))
+        if entry is not None:  # else it was stopped before it led
+            again = shard.lead()
+            await until(lambda again=again: again.leader._subscription is not None)
+            assert again.leader.machine.applied == running.leader.machine.applied
+        await shard.end()
+
+
+@pytest.mark.usefixtures("often")
+async def test_stop_is_seen_while_a_snapshot_is_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wake-up is not lost: nothing else would wake the leader again."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    running = shard.lead()
+    due = leading.Leader._snapshot_if_due
+
+    async def stop_meanwhile(self: leading.Leader, *args: object) -> float:
+        found = await due(self, *args)  # type: ignore[arg-type]
+        if self.machine.applied > 1:
+            running.stop.set()
+            await turns(5)
+            self._stored_applied = self.machine.applied
+        return found
+
+    monkeypatch.setattr(leading.Leader, "_snapshot_if_due", stop_meanwhile)
+    await shard.send("a", b"x")
+    async with asyncio.timeout(10):
+        await running.task
+    await shard.end()
+
+
+async def test_stop_ends_a_recovery_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that does not answer holds up nobody."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+
+    async def never(*args: object, **options: object) -> None:
+        await asyncio.Event().wait()
+
+    broker = shard.server.connect()
+    monkeypatch.setattr(broker, "read_range", never)
+    running = shard.lead(broker)
+    await turns(20)
+    assert not running.task.done()
+    await running.stopped()
+    await shard.end()
+
+
+async def test_a_lost_connection_ends_the_leader() -> None:
+    """It raises, and leaves no task behind."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    running = shard.lead()
+    await until(lambda: running.leader._subscription is not None)
+    shard.server.disconnect(running.broker)  # type: ignore[arg-type]
+    assert isinstance(await outcome_of(running.task), ConnectionLostError)
+    await shard.end()
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_leader_whose_snapshot_is_refused_ends_at_once() -> None:
+    """Another has stored a newer one: the stale leader does not go on until the next is due."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    stale = shard.lead()
+    await shard.send("a", b"x")
+    await until(lambda: stale.leader._stored_applied > 1)
+    key = snapshot_key(NAME, 0)
+    entry = await shard.broker.kv_get(STATE_BUCKET, key)
+    assert entry is not None
+    newer = stale.leader._snapshots._read(entry.value)
+    raw = msgspec.msgpack.encode((10**9, newer.head, newer.parts))
+    await shard.broker.kv_put(STATE_BUCKET, key, raw)
+    await shard.send("a", b"y")
+    assert isinstance(await outcome_of(stale.task), LeadershipLostError)
+    await shard.end()
+
+
+async def test_what_nobody_of_ours_writes_is_ignored() -> None:
+    """Garbage below ctl. stops no leader and changes nothing."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    shard.lead()
+    hands = await Hands(shard, random.Random(1)).begin()
+    garbage = [
+        f"{SUBJECTS.prefix}ctl.foo",
+        f"{SUBJECTS.prefix}ctl.done.c0.a",
+        f"{SUBJECTS.prefix}ctl.done.c0",
+        f"{SUBJECTS.prefix}ctl.done.c0.a.b.c",
+        f"{SUBJECTS.prefix}ctl.done.nobody.a",
+        f"{SUBJECTS.prefix}ctl.plan.x",
+        SUBJECTS.plan,
+        SUBJECTS.tick,
+    ]
+    for subject in garbage:
+        for data in (b"", b"\xff\xfe", b"{}", b"\x08\x01"):
+            await shard.broker.publish(subject, data)
+    await shard.send("a", b"x")
+    await hands.until_all_left()
+    shard.check(Mode.ORDER_BY_SEQUENCE)
+    await hands.end()
+    await shard.end()
+
+
+@pytest.mark.parametrize("bytes_max", [0, 2_000])
+async def test_messages_that_were_let_go_are_read_from_the_log_again(bytes_max: int) -> None:
+    """More waits than the cache holds: the payloads are right all the same."""
+    shard = await Shard.begin(pipeline(Mode.NOT_PARALLEL, Mode.ORDER_BY_SEQUENCE))
+    running = shard.lead()
+    cache = WaitingMessages(running.broker, STREAM, bytes_max=bytes_max)
+    running.leader._waiting = cache
+    hands = await Hands(shard, random.Random(5)).begin()
+    for number in range(30):
+        await shard.send("a", b"payload %d" % number)
+    await until(lambda: running.leader.machine.applied >= 31)
+    assert cache._bytes <= bytes_max
+    await hands.until_all_left()
+    shard.check(Mode.ORDER_BY_SEQUENCE)
+    assert cache._bytes <= bytes_max
+    await hands.end()
+    await shard.end()
+
+
+async def test_the_cache_is_bounded_for_empty_messages_too() -> None:
+    """A message takes memory besides its data."""
+    shard = await Shard.begin(pipeline(Mode.NOT_PARALLEL))
+    cache = WaitingMessages(shard.broker, STREAM, bytes_max=100_000)
+    message = shard.messages(SUBJECTS.plan)[0]
+    for number in range(10_000):
+        cache.put(dataclasses.replace(message, stream_seq=number, data=b""))
+    assert len(cache._messages) < 1_000
+    await shard.end()
+
+
+async def test_an_idle_instance_ends_by_a_tick() -> None:
+    """Nothing else arrives: the leader publishes the tick, and the next life begins at 1."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE, instance_idle_s=60))
+    running = shard.lead()
+    hands = await Hands(shard, random.Random(2)).begin()
+    await shard.send("a", b"x")
+    await hands.until_all_left()
+    await until(lambda: "a" in running.leader.machine.instances)
+    await running.kill()
+    shard.clock.ns += 100 * NS
+    again = shard.lead()
+    await until(lambda: again.leader.machine.applied and not again.leader.machine.instances)
+    assert shard.messages(SUBJECTS.tick)
+    await shard.send("a", b"y")
+    await hands.until_all_left()
+    assert [package.sequence for package in shard.left()] == [1, 1]
+    assert len({package.epoch for package in shard.left()}) == 2
+    await hands.end()
+    await shard.end()
+
+
+async def test_a_producers_gap_is_given_up_by_a_tick() -> None:
+    """Number 1 never comes, and nothing else: 2 leaves after `producer_gap_s`."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE, producer_gap_s=2))
+    shard.lead()
+    hands = await Hands(shard, random.Random(2)).begin()
+    await shard.send("a", b"x", **{HEADER_PRODUCER: "p", HEADER_NUMBER: "2"})
+    await turns(100)
+    assert not hands.waiting
+    shard.clock.ns += 3 * NS
+    await shard.broker.publish(
+        f"{SUBJECTS.prefix}ctl.foo", b""
+    )  # wakes the leader, not the machine
+    await hands.until_all_left()
+    shard.check(Mode.ORDER_BY_SEQUENCE)
+    await hands.end()
+    await shard.end()
+
+
+async def test_an_open_instance_without_packages_is_no_package() -> None:
+    """Opening and closing leave nothing in the outputs."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    running = shard.lead()
+    for control in ("open", "close"):
+        subject = SUBJECTS.arrival("a")
+        await shard.broker.publish(subject, b"", headers={HEADER_CONTROL: control})
+    await until(lambda: running.leader.machine.applied >= 3)
+    assert not shard.left()
+    assert not running.leader.machine.instances
+    await shard.end()
+
+
+async def test_reading_pauses_while_publishing_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INBOX_MAX holds although the leader waits for the broker in the middle of a message."""
+    monkeypatch.setattr(leading, "INBOX_MAX", 50)
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    for number in range(500):
+        await shard.send("a", b"%d" % number)
+    broker = shard.server.connect()
+    gate = asyncio.Event()
+    make = broker.ordered_publisher
+
+    def stalling(stream: str) -> object:
+        publisher = make(stream)
+        publish = publisher.publish
+
+        async def later(*args: object, **options: object) -> None:
+            await gate.wait()
+            await publish(*args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(publisher, "publish", later)
+        return publisher
+
+    monkeypatch.setattr(broker, "ordered_publisher", stalling)
+    running = shard.lead(broker)
+    await until(lambda: running.leader._inbox)
+    await turns(300)
+    assert len(running.leader._inbox) <= 51
+    gate.set()
+    hands = await Hands(shard, random.Random(2)).begin()
+    await hands.until_all_left()
+    shard.check(Mode.ORDER_BY_SEQUENCE)
+    await hands.end()
+    await shard.end()
+
+
+@pytest.mark.parametrize("room", [0, 20, 60])
+async def test_a_raw_package_that_fills_the_limit_leaves_as_error(room: int) -> None:
+    """With its journey it does not fit any more: ERROR that says so, and the next ones go on, in
+    order; nobody crashes over it again and again."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE), max_payload=10_000)
+    running = shard.lead()
+    hands = await Hands(shard, random.Random(8)).begin()
+    await shard.send("a", b"before")
+    await shard.send("a", b"x" * (10_000 - room))
+    await shard.send("a", b"after")
+    await hands.until_all_left()
+    assert not running.task.done()
+    left = {package.sequence: package for package in shard.left()}
+    assert sorted(left) == [1, 2, 3]
+    assert left[2].outcome == STATUS_TO_PB[Outcome.ERROR]
+    assert left[2].errors[0].type == "PayloadTooLargeError"
+    assert f"message {left[2].id} of stream {STREAM}" in left[2].errors[0].message
+    await hands.end()
+    await shard.end()
+
+
+async def test_a_result_that_fills_the_limit_leaves_as_error() -> None:
+    """What was added when it left does not fit: ERROR in the same place, once."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE), max_payload=10_000)
+    running = shard.lead()
+    hands = await Hands(shard, random.Random(8)).begin()
+    await shard.send("a", b"x" * 5_000)
+    await until(lambda: hands.waiting)
+    message = hands.waiting.pop()
+    package = pb.DataPackage.FromString(message.data)
+    package.controllers[-1].phases.add(name="p", status=4, worker="hands")
+    package.data = b""
+    package.data = b"x" * (10_000 - 45 - package.ByteSize())
+    package.controllers[-1].phases.pop()
+    await hands.complete(
+        dataclasses.replace(message, data=package.SerializeToString()), Status.SUCCESS
+    )
+    await shard.until_all_left()
+    assert not running.task.done()
+    assert [p.outcome for p in shard.left()] == [STATUS_TO_PB[Outcome.ERROR]]
+    await hands.end()
+    await shard.end()

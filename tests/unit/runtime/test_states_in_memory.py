@@ -1,0 +1,341 @@
+"""States of stateful modules: whoever gets the next package, the outputs are those of a fold."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+
+from broker_pipeline import Controller, ExecutionModule, Mode, Outcome, Phase, Pipeline
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.core.names import HEADER_CONTROL, module_bucket, module_key
+from broker_pipeline.modules import StatefulModule
+from broker_pipeline.runtime import states as keeping
+from tests.unit.runtime.bench import Bench, results
+from tests.unit.runtime.shard import until
+
+KEY = module_key(0, "c", "p0", "a")
+
+
+class Tally(msgspec.Struct):
+    """What a `Fold` has seen."""
+
+    seen: list[str] = []
+    extra: bytes = b""
+
+
+class Fold(StatefulModule[bytes, Tally]):
+    """Appends what it sees to its state, and writes the state into the package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+        self.opened = threading.Event()
+        self.opened.set()
+
+    def initial_state(self) -> Tally:
+        """Nothing."""
+        return Tally()
+
+    def execute(self, package: Any, run: Any, state: Tally) -> Tally:
+        """One package; its text says how it ends."""
+        self.opened.wait(30)
+        self.runs += 1
+        text = package.data.decode()
+        state.seen.append(text)
+        if text.startswith("fail"):
+            raise ValueError(text)
+        if text.startswith("keep"):
+            run.exit("with state", state=state)
+        if text.startswith("drop"):
+            run.exit("without state")
+        if text.startswith("big"):
+            state.extra = b"x" * 20_000
+        package.data = " ".join(state.seen).encode()
+        return state
+
+
+class Filter(ExecutionModule[bytes]):
+    """Lets some leave early."""
+
+    def execute(self, package: Any, run: Any) -> None:
+        """By its text."""
+        if package.data.startswith(b"out"):
+            run.exit("early")
+
+
+def pipeline(*modules: Any, **options: Any) -> Pipeline:
+    """One NOT_PARALLEL controller with a phase for each module."""
+    options = {"ack_wait_s": 0.3, **options}
+    phases = [Phase(f"p{n}", [module], **options) for n, module in enumerate(modules)]
+    return Pipeline("demo", [Controller("c", mode=Mode.NOT_PARALLEL, phases=phases)])
+
+
+def expected(texts: list[str]) -> list[tuple[bytes, Outcome]]:
+    """The same fold in a plain loop."""
+    found, seen = [], []
+    for text in texts:
+        if text.startswith("fail"):
+            found.append((text.encode(), Outcome.ERROR))
+        elif text.startswith(("drop", "keep")):
+            seen += [text] if text.startswith("keep") else []
+            found.append((text.encode(), Outcome.EXIT))
+        else:
+            seen.append(text)
+            found.append((" ".join(seen).encode(), Outcome.SUCCESS))
+    return found
+
+
+TEXTS = ["1", "2", "fail", "3", "keep", "4", "5", "6"]
+
+
+async def one_by_one(bench: Bench, texts: list[str], *, instance: str = "a") -> list[Any]:
+    """Send each when the one before has left."""
+    already = len(bench.messages(bench.subjects.out))
+    left: list[pb.DataPackage] = []
+    for number, text in enumerate(texts, start=1):
+        await bench.send(text.encode(), instance=instance)
+        left = await bench.left(already + number)
+    return results(left[already:])
+
+
+async def test_one_worker_folds() -> None:
+    """The plain case: nothing is run twice."""
+    fold = Fold()
+    bench = await Bench.begin(pipeline(fold))
+    await bench.work()
+    texts = ["1", "2", "keep", "3"]
+    assert await one_by_one(bench, texts) == expected(texts)
+    assert fold.runs == 4
+    await bench.end()
+
+
+async def test_exit_without_a_state_leaves_what_was_before() -> None:
+    """Unless the module has changed it in place, which the contract forbids to rely on."""
+
+    class Clean(Fold):
+        def execute(self, package: Any, run: Any, state: Tally) -> Tally:
+            if package.data.startswith(b"drop"):
+                run.exit("without state")
+            return super().execute(package, run, state)
+
+    bench = await Bench.begin(pipeline(Clean()))
+    await bench.work()
+    texts = ["1", "drop", "2"]
+    assert await one_by_one(bench, texts) == expected(texts)
+    await bench.end()
+
+
+@pytest.mark.parametrize("store_every_s", [0.0, 1e9])
+@pytest.mark.parametrize("seed", range(6))
+async def test_workers_that_take_turns_give_the_same_as_one(
+    seed: int, store_every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each package goes to a worker of chance; with states stored always, and never."""
+    print(f"seed {seed}")
+    monkeypatch.setattr(keeping, "STORE_EVERY_S", store_every_s)
+    chance = random.Random(seed)
+    bench = await Bench.begin(pipeline(Fold()))
+    workers = [await bench.work() for _ in range(3)]
+    await until(lambda: all(worker.phase._subscription for worker in workers))
+    found = []
+    texts = [chance.choice(["keep", "fail", "ok", "ok", "ok"]) + str(n) for n in range(25)]
+    for text in texts:
+        chosen = chance.choice(workers)
+        for worker in workers:
+            worker.phase._subscription.set_credit(4 if worker is chosen else 0)  # type: ignore[union-attr]
+            worker.phase._executor.wanted = (  # type: ignore[method-assign]
+                lambda mine=worker is chosen: 4 if mine else 0
+            )
+        found += await one_by_one(bench, [text])
+    assert found == expected(texts)
+    runs_again = sum(worker.phase._states.caught_up for worker in workers)  # type: ignore[union-attr]
+    assert (runs_again > 0) is (store_every_s > 0)
+    await bench.end()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_cold_worker_catches_up(stored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From what a drained one has stored, without running anything; or from nothing."""
+    if not stored:
+        monkeypatch.setattr(keeping, "STORE_EVERY_S", 1e9)
+    bench = await Bench.begin(pipeline(Fold()))
+    first = await bench.work()
+    found = await one_by_one(bench, TEXTS[:5])
+    await (first.drain() if stored else first.vanish())
+    entry = await bench.broker.kv_get(module_bucket("demo"), KEY)
+    assert stored is (entry is not None)
+    second = await bench.work()
+    found += await one_by_one(bench, TEXTS[5:])
+    assert found == expected(TEXTS)
+    assert second.phase._states.caught_up == (0 if stored else 4)  # type: ignore[union-attr]
+    await bench.end()
+
+
+async def test_a_redelivered_package_gets_the_state_before_it() -> None:
+    """A worker vanishes with it running; the next one folds it in once."""
+    fold = Fold()
+    bench = await Bench.begin(pipeline(fold))
+    first = await bench.work()
+    found = await one_by_one(bench, ["1", "2"])
+    fold.opened.clear()
+    await bench.send(b"3")
+    await until(lambda: first.phase._executor._flow.running)  # type: ignore[union-attr]
+    await first.broker.close()
+    first.task.cancel()
+    fold.opened.set()
+    await asyncio.gather(first.task, return_exceptions=True)
+    await first.phase.close()
+    await bench.work()
+    found += results(await bench.left(3))[2:]
+    found += await one_by_one(bench, ["4"])
+    assert found == expected(["1", "2", "3", "4"])
+    await bench.end()
+
+
+async def test_early_leavers_of_phase_one_are_no_inputs_of_phase_two() -> None:
+    """`previous_sequences` is by phase; a cold worker of phase two catches up without them."""
+    bench = await Bench.begin(pipeline(Filter(), Fold()))
+    await bench.work(0)
+    first = await bench.work(1)
+    found = await one_by_one(bench, ["1", "out", "2", "fail", "out", "3"])
+    await first.vanish()
+    await bench.work(1)
+    found += await one_by_one(bench, ["out", "4"])
+    assert [data for data, outcome in found if outcome is Outcome.SUCCESS] == [
+        b"1", b"1 2", b"1 2 3", b"1 2 3 4",
+    ]  # fmt: skip
+    await bench.end()
+
+
+async def test_a_state_over_the_limit_is_computed_from_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once that it is not stored; the outputs are right."""
+    monkeypatch.setattr(keeping, "STORE_EVERY_S", 0.0)
+    bench = await Bench.begin(pipeline(Fold()), max_payload=16_000)
+    first = await bench.work()
+    found = await one_by_one(bench, ["1", "big", "2"])
+    await first.drain()
+    second = await bench.work()
+    found += await one_by_one(bench, ["3"])
+    assert found == expected(["1", "big", "2", "3"])
+    assert caplog.text.count("more than the broker takes") == 2  # each worker once
+    assert second.phase._states.caught_up == 2  # type: ignore[union-attr]
+    await bench.end()
+
+
+async def test_a_state_that_cannot_be_encoded_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one with a number of more than 64 bits: it is said, and computed from the log."""
+    monkeypatch.setattr(keeping, "STORE_EVERY_S", 0.0)
+
+    class Huge(msgspec.Struct):
+        number: int = 1
+
+    class Grow(StatefulModule[bytes, Huge]):
+        def initial_state(self) -> Huge:
+            return Huge()
+
+        def execute(self, package: Any, run: Any, state: Huge) -> Huge:
+            state.number <<= 40
+            package.data = b"%d" % state.number.bit_length()
+            return state
+
+    bench = await Bench.begin(pipeline(Grow()))
+    first = await bench.work()
+    found = await one_by_one(bench, ["1", "2"])
+    await first.drain()
+    await bench.work()
+    found += await one_by_one(bench, ["3"])
+    assert [data for data, _ in found] == [b"41", b"81", b"121"]
+    assert "cannot be encoded" in caplog.text
+    await bench.end()
+
+
+@pytest.mark.parametrize("raw", [b"", b"junk", b"\xa1\xff", msgspec.msgpack.encode((2, 1, 3, {}))])
+async def test_a_stored_state_of_no_use_is_not_used(raw: bytes) -> None:
+    """Unreadable, or of another life: computed from the log."""
+    bench = await Bench.begin(pipeline(Fold()))
+    first = await bench.work()
+    found = await one_by_one(bench, TEXTS[:4])
+    await first.vanish()
+    if raw == msgspec.msgpack.encode((2, 1, 3, {})):
+        raw = msgspec.msgpack.encode((999, 1, 3, {}))
+    await bench.broker.kv_put(module_bucket("demo"), KEY, raw)
+    await bench.work()
+    found += await one_by_one(bench, TEXTS[4:])
+    assert found == expected(TEXTS)
+    await bench.end()
+
+
+async def test_a_new_life_begins_with_a_fresh_state() -> None:
+    """The instance is closed: the next package finds the initial state, also with a warm worker."""
+    bench = await Bench.begin(pipeline(Fold()))
+    await bench.work()
+    found = await one_by_one(bench, ["1", "2"])
+    await bench.broker.publish(bench.subjects.arrival("a"), b"", headers={HEADER_CONTROL: "close"})
+    found += await one_by_one(bench, ["3", "4"])
+    assert found == expected(["1", "2"]) + expected(["3", "4"])
+    await bench.end()
+
+
+async def test_a_drain_during_catching_up_gives_the_package_back() -> None:
+    """Also where catching up has not even begun: nothing hangs, and another worker runs it."""
+    for delay in range(12):
+        bench = await Bench.begin(pipeline(Fold(), ack_wait_s=60.0))
+        first = await bench.work()
+        found = await one_by_one(bench, ["1", "2"])
+        await first.drain()
+        bench.server.bucket(module_bucket("demo"))._values.clear()
+        second = await bench.work()
+        await bench.send(b"3")
+        await until(lambda second=second: second.phase._here)
+        for _ in range(delay):
+            await asyncio.sleep(0)
+        await second.drain()
+        await bench.work()
+        found += results(await bench.left(3))[2:]
+        assert found == expected(["1", "2", "3"])
+        await bench.end()
+
+
+async def test_cold_workers_do_not_catch_up_with_everything_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many instances move to a worker that knows none: a bounded number is read at a time."""
+    monkeypatch.setattr(keeping, "STORE_EVERY_S", 1e9)
+    bench = await Bench.begin(pipeline(Fold(), ack_wait_s=5.0))
+    first = await bench.work()
+    names = [f"i{n}" for n in range(60)]
+    for name in names:
+        await bench.send(b"1", instance=name)
+    await bench.left(60)
+    await first.vanish()
+    for name in names:
+        await bench.send(b"2", instance=name)
+    second = await bench.work()
+    most = 0
+    keeper = second.phase._states
+    assert keeper is not None
+    real, now = keeper._load, 0
+
+    async def counted(*args: Any) -> Any:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        try:
+            return await real(*args)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(keeper, "_load", counted)
+    left = await bench.left(120)
+    assert sorted(data for data, _ in results(left)) == [b"1"] * 60 + [b"1 2"] * 60
+    assert most <= 16
+    await bench.end()
