@@ -1,0 +1,1 @@
+"""The client: deploys pipelines, writes to their instances, reads what leaves them."""

@@ -1,0 +1,191 @@
+"""Deploying: what a pipeline needs of the broker, and the plan as an event of the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker_pipeline.broker.port import Broker, Change, ConsumerSpec, StreamSpec, StreamState
+from broker_pipeline.core.names import (
+    LEASE_BUCKET,
+    LEASE_TTL_S,
+    STATE_BUCKET,
+    Subjects,
+    consumer_name,
+    ingress_subject,
+    module_bucket,
+    plan_key,
+    snapshot_key,
+    snapshot_stream,
+    snapshot_subject,
+    stream_name,
+)
+from broker_pipeline.core.plan import Plan, compile_plan, differences, unfollowable
+from broker_pipeline.errors import NotFoundError, PlanError
+from broker_pipeline.journey import NS
+from broker_pipeline.pipeline import Pipeline
+
+SHARD = 0
+"""The only shard, so far."""
+STATE_IDLE_FACTOR = 2
+"""Module states outlive their instance by as much as it may be idle: nobody can need them then."""
+
+
+@dataclass(frozen=True)
+class DeployResult:
+    """What `deploy` did.
+
+    Attributes:
+        pipeline: the pipeline's name.
+        changes: a line for each thing that was made or changed; none where all was there already.
+        plan: the plan that is deployed now.
+    """
+
+    pipeline: str
+    changes: tuple[str, ...]
+    plan: Plan
+
+    def __str__(self) -> str:
+        if not self.changes:
+            return f"pipeline {self.pipeline!r} was deployed already; nothing changed"
+        lines = "".join(f"\n  {change}" for change in self.changes)
+        return f"pipeline {self.pipeline!r} is deployed:{lines}"
+
+
+async def deploy(broker: Broker, pipeline: Pipeline) -> DeployResult:
+    """Provision what the pipeline needs and put its plan into force; idempotent.
+
+    Raises:
+        PlanError: packages that run under the deployed plan could not go on under the new one;
+            nothing was changed.
+    """
+    plan = compile_plan(pipeline)
+    changes = _Changes()
+    changes.note(f"bucket {STATE_BUCKET}", await broker.ensure_bucket(STATE_BUCKET))
+    deployed = await deployed_plan(broker, pipeline.name)
+    if deployed is None:
+        await _forget_older_log(broker, pipeline.name)
+    else:
+        _require_followable(deployed, plan)
+    await _provision(broker, plan, changes)
+    if deployed != plan:
+        # In this order: a crash in between repeats the event, which changes nothing.
+        await broker.publish(Subjects(plan.pipeline, SHARD).plan, plan.to_bytes())
+        await broker.kv_put(STATE_BUCKET, plan_key(plan.pipeline), plan.to_bytes())
+        changes.lines += ["plan created"] if deployed is None else differences(deployed, plan)
+    return DeployResult(pipeline.name, tuple(changes.lines), plan)
+
+
+async def deployed_plan(broker: Broker, pipeline: str) -> Plan | None:
+    """The plan that is deployed, read from the leader; None where none is.
+
+    Raises:
+        PlanError: it is of a version that this program does not read.
+    """
+    try:
+        await broker.stream_state(stream_name(pipeline, SHARD))
+        entry = await broker.kv_get(STATE_BUCKET, plan_key(pipeline))
+    except NotFoundError:
+        return None
+    return None if entry is None else Plan.from_bytes(entry.value)
+
+
+async def deploy_if_absent(broker: Broker, pipeline: Pipeline, target: str) -> str:
+    """Deploy a pipeline of which nothing is deployed yet; what is deployed stays as it is.
+
+    Returns:
+        A line for whoever started it; '' where the plan is deployed already.
+    """
+    deployed = await deployed_plan(broker, pipeline.name)
+    if deployed is None:
+        await deploy(broker, pipeline)
+        return f"pipeline {pipeline.name!r} is deployed: nothing of it was there"
+    if deployed == compile_plan(pipeline):
+        return ""
+    return (
+        f"pipeline {pipeline.name!r} is deployed with another plan, which stays in force; "
+        f"to change it run: broker-pipeline deploy {target}"
+    )
+
+
+async def require_deployed(broker: Broker, pipeline: str) -> StreamState:
+    """The extent of the pipeline's log. Raises PlanError where it is not deployed."""
+    try:
+        return await broker.stream_state(stream_name(pipeline, SHARD))
+    except NotFoundError as error:
+        raise PlanError(
+            f"pipeline {pipeline!r} is not deployed on this broker; expected its stream to be "
+            "there; run `broker-pipeline deploy TARGET`, or await client.deploy(pipeline)",
+            pipeline=pipeline,
+        ) from error
+
+
+class _Changes:
+    """What was done, as lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, what: str, change: Change) -> None:
+        if change is not Change.UNCHANGED:
+            self.lines.append(f"{what} {change.value}")
+
+
+def _require_followable(deployed: Plan, plan: Plan) -> None:
+    faults = unfollowable(deployed, plan)
+    if faults:
+        name = plan.pipeline
+        raise PlanError(
+            f"pipeline {name!r} is deployed with a plan that the new one cannot follow, and there "
+            f"may be packages on their way: {'; '.join(faults)}; give the new pipeline another "
+            f"name, or drain this one: stop its producers, wait for the last result, stop its "
+            f"controllers, delete the stream {stream_name(name, SHARD)!r}, and deploy again",
+            pipeline=name,
+            faults=faults,
+        )
+
+
+async def _forget_older_log(broker: Broker, pipeline: str) -> None:
+    """Remove what speaks of the stream sequences of a log that was deleted."""
+    try:
+        await broker.stream_state(stream_name(pipeline, SHARD))
+        return  # the log is there: an earlier deploy did not come to its end
+    except NotFoundError:
+        pass
+    await broker.kv_delete(STATE_BUCKET, plan_key(pipeline))
+    await broker.kv_delete(STATE_BUCKET, snapshot_key(pipeline, SHARD))
+    await broker.delete_stream(snapshot_stream(pipeline, SHARD))
+    try:
+        states = await broker.kv_keys(module_bucket(pipeline))
+    except NotFoundError:
+        return
+    for key in states:
+        await broker.kv_delete(module_bucket(pipeline), key)
+
+
+async def _provision(broker: Broker, plan: Plan, changes: _Changes) -> None:
+    name = plan.pipeline
+    subjects = Subjects(name, SHARD)
+    log = stream_name(name, SHARD)
+    snapshots = StreamSpec(snapshot_stream(name, SHARD), (snapshot_subject(name, SHARD),))
+    changes.note(f"stream {snapshots.name}", await broker.ensure_stream(snapshots))
+    changes.note(
+        f"bucket {LEASE_BUCKET}", await broker.ensure_bucket(LEASE_BUCKET, ttl_s=LEASE_TTL_S)
+    )
+    kept_s = STATE_IDLE_FACTOR * plan.instance_idle_ns / NS
+    states = module_bucket(name)
+    changes.note(f"bucket {states}", await broker.ensure_bucket(states, ttl_s=kept_s))
+    # The log comes after what its readers need: who finds the log finds the rest.
+    ingress = ingress_subject(name, "*")
+    spec = StreamSpec(
+        log, (f"{subjects.prefix}>", ingress), (ingress, subjects.arrival("{{wildcard(1)}}"))
+    )
+    changes.note(f"stream {log}", await broker.ensure_stream(spec))
+    for controller in plan.controllers:
+        for phase in controller.phases:
+            consumer = ConsumerSpec(
+                consumer_name(controller.name, phase.name),
+                subjects.queue(controller.name, phase.name, ">"),
+                ack_wait_s=phase.ack_wait_s,
+            )
+            change = await broker.ensure_consumer(log, consumer)
+            changes.note(f"consumer {consumer.name} of stream {log}", change)

@@ -1,0 +1,107 @@
+"""Deploying over a broker in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker_pipeline.broker.memory import MemoryBroker
+from broker_pipeline.client.deploy import deploy, deploy_if_absent, deployed_plan
+from broker_pipeline.core.names import STATE_BUCKET, plan_key, snapshot_key, stream_name
+from broker_pipeline.core.plan import compile_plan
+from broker_pipeline.errors import NotFoundError, PlanError
+
+
+async def plans_in_the_log(broker: MemoryBroker) -> int:
+    return len(await broker.read_range(stream_name("talk"), "bp.talk.0.ctl.plan", start_seq=1))
+
+
+async def test_the_first_deploy_says_what_it_made(broker: MemoryBroker, pipeline: Any) -> None:
+    """Every bucket, stream and consumer has a line, and the plan."""
+    result = await deploy(broker, pipeline)
+    assert "stream BP_talk_0 created" in result.changes
+    assert "consumer listen=hear of stream BP_talk_0 created" in result.changes
+    assert result.changes[-1] == "plan created"
+    assert await deployed_plan(broker, "talk") == compile_plan(pipeline)
+
+
+async def test_deploying_again_changes_nothing(broker: MemoryBroker, pipeline: Any) -> None:
+    """Idempotent: no change is reported, and no second plan is in the log."""
+    await deploy(broker, pipeline)
+    result = await deploy(broker, pipeline)
+    assert result.changes == ()
+    assert "nothing changed" in str(result)
+    assert await plans_in_the_log(broker) == 1
+
+
+async def test_a_changed_bound_is_published_and_said(
+    broker: MemoryBroker, make_pipeline: Any
+) -> None:
+    """A plan that can be followed becomes an event of the log."""
+    await deploy(broker, make_pipeline(max_workers=4))
+    result = await deploy(broker, make_pipeline(max_workers=8))
+    assert any("window: 4 -> 8" in line for line in result.changes)
+    assert await plans_in_the_log(broker) == 2
+
+
+async def test_going_back_to_an_older_plan_is_an_event_too(
+    broker: MemoryBroker, make_pipeline: Any
+) -> None:
+    """The broker's dedup does not swallow a plan that was deployed before."""
+    for workers in (4, 8, 4):
+        await deploy(broker, make_pipeline(max_workers=workers))
+    assert await plans_in_the_log(broker) == 3
+
+
+async def test_a_plan_that_cannot_be_followed_is_refused_and_changes_nothing(
+    broker: MemoryBroker, make_pipeline: Any
+) -> None:
+    """BP201 says why, and the way out."""
+    await deploy(broker, make_pipeline("listen"))
+    with pytest.raises(PlanError, match=r"BP201 .*'listen'.*'hark'.*another name.*drain"):
+        await deploy(broker, make_pipeline("hark"))
+    assert await deployed_plan(broker, "talk") == compile_plan(make_pipeline("listen"))
+    assert await plans_in_the_log(broker) == 1
+
+
+async def test_a_log_that_was_deleted_takes_its_snapshot_and_plan_along(
+    broker: MemoryBroker, make_pipeline: Any
+) -> None:
+    """What speaks of the old log's sequences is gone when the new log begins."""
+    await deploy(broker, make_pipeline("listen"))
+    await broker.kv_put(STATE_BUCKET, snapshot_key("talk", 0), b"of the old log")
+    await broker.delete_stream(stream_name("talk"))
+    assert await deployed_plan(broker, "talk") is None
+    await deploy(broker, make_pipeline("hark"))
+    assert await broker.kv_get(STATE_BUCKET, snapshot_key("talk", 0)) is None
+    assert await plans_in_the_log(broker) == 1
+
+
+async def test_a_deploy_that_was_cut_off_before_the_plan_is_finished_by_the_next(
+    broker: MemoryBroker, pipeline: Any
+) -> None:
+    """The log without the plan's key: the plan is published again, the log stays."""
+    await deploy(broker, pipeline)
+    await broker.kv_delete(STATE_BUCKET, plan_key("talk"))
+    result = await deploy(broker, pipeline)
+    assert result.changes == ("plan created",)
+    assert await plans_in_the_log(broker) == 2
+
+
+async def test_a_controller_leaves_another_plan_in_force_and_says_so(
+    broker: MemoryBroker, make_pipeline: Any
+) -> None:
+    """It deploys only where nothing is; otherwise it names the command."""
+    assert "nothing of it was there" in await deploy_if_absent(broker, make_pipeline(), "a:b")
+    assert await deploy_if_absent(broker, make_pipeline(), "a:b") == ""
+    line = await deploy_if_absent(broker, make_pipeline(max_workers=9), "a:b")
+    assert "broker-pipeline deploy a:b" in line and "\n" not in line
+    assert await deployed_plan(broker, "talk") == compile_plan(make_pipeline())
+
+
+async def test_what_was_never_deployed_has_no_plan(broker: MemoryBroker) -> None:
+    """No bucket and no stream: None, and no error."""
+    assert await deployed_plan(broker, "talk") is None
+    with pytest.raises(NotFoundError):
+        await broker.stream_state(stream_name("talk"))
