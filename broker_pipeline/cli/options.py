@@ -1,0 +1,32 @@
+"""Options and ways of speaking that the commands share."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="The pipeline, as package.module:attribute; modules are also looked for here.",
+        show_default=False,
+    ),
+]
+Url = Annotated[
+    str, typer.Option("--url", envvar="NATS_URL", metavar="URL", help="The broker's address.")
+]
+
+
+def say(line: str) -> None:
+    """A line for the person, or the program, that reads standard output."""
+    print(line, flush=True)
+
+
+def note(line: str) -> None:
+    """A line beside the output."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,145 @@
+"""Commands that run roles: up, controller, worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
+
+DEFAULT_PORT = 4222
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (up, controller, worker):
+        app.command()(command)
+
+
+Slots = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Packages at the same time in each phase.", show_default="one a processor"
+    ),
+]
+
+
+def up(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="Pipelines, each as package.module:attribute.",
+            show_default=False,
+        ),
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where the broker listens; 0 takes a free port.")
+    ] = DEFAULT_PORT,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep streams here.", show_default="until it ends"),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Worker processes a pipeline; phases with a state run in the first."
+        ),
+    ] = 1,
+    slots: Slots = None,
+) -> None:
+    """Run everything on this machine: a broker, controllers and workers.
+
+    Prints `broker: nats://...`, and `ready` when all of them are. Ctrl-C drains.
+
+    Example: broker-pipeline up examples.shout:pipeline --port 4222
+    """
+    from broker_pipeline.runtime.lifecycle import DRAINING, run_until_signal
+    from broker_pipeline.runtime.supervisor import run_up
+
+    async def run(stop: asyncio.Event) -> None:
+        await run_up(
+            targets,
+            port=port,
+            store=store,
+            workers=workers,
+            slots=slots,
+            stop=stop,
+            announce=say,
+        )
+
+    run_until_signal(run, hint=DRAINING)
+
+
+def controller(target: Target, url: Url = DEFAULT_URL) -> None:
+    """Lead a pipeline, or stand by to take over; start as many as you like.
+
+    Deploys the pipeline if nothing of it is deployed yet.
+
+    Example: broker-pipeline controller examples.shout:pipeline
+    """
+    from broker_pipeline.client.client import connect
+    from broker_pipeline.client.deploy import deploy_if_absent
+    from broker_pipeline.runtime.lifecycle import DRAINING, run_until_signal
+    from broker_pipeline.runtime.roles import run_controller
+    from broker_pipeline.target import load_target
+
+    pipeline = load_target(target)
+
+    async def run(stop: asyncio.Event) -> None:
+        async with connect(url, name="broker-pipeline controller") as client:
+            line = await deploy_if_absent(client.broker, pipeline, target)
+        if line:
+            note(line)
+        await run_controller(url, pipeline.name, stop, announce=say)
+
+    run_until_signal(run, hint=DRAINING)
+
+
+def worker(
+    target: Target,
+    phases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--phase",
+            metavar="CONTROLLER.PHASE",
+            help="Run this phase; may be given several times.",
+            show_default="all",
+        ),
+    ] = None,
+    slots: Slots = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Run the modules of a pipeline; start as many as the load needs.
+
+    SIGTERM and Ctrl-C drain: what has begun is finished, the rest goes to other workers.
+
+    Example: broker-pipeline worker examples.shout:pipeline --phase tidy.upper
+    """
+    from broker_pipeline.runtime.lifecycle import DRAINING, run_until_signal
+    from broker_pipeline.runtime.roles import run_worker
+    from broker_pipeline.runtime.worker import WorkerEnd, choose
+    from broker_pipeline.target import load_target
+
+    pipeline = load_target(target)
+    choose(pipeline, phases)  # a name that is none is refused before anything is connected
+
+    async def run(stop: asyncio.Event) -> WorkerEnd:
+        return await run_worker(
+            url,
+            pipeline,
+            stop,
+            phases=phases or None,
+            slots=slots,
+            target=target,
+            announce=say,
+        )
+
+    if run_until_signal(run, hint=DRAINING) is WorkerEnd.RESTART:
+        note("too many slots are lost in modules that do not come back: the worker begins anew")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
