@@ -1,0 +1,1 @@
+"""Live transcription: recorded or live speech becomes text, in order, through JetStream."""
