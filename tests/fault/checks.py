@@ -1,0 +1,310 @@
+"""What must hold of the streams when a run is over: the promises, checked on the outputs alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.port import Message
+from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER, Subjects
+from broker_pipeline.journey import STATUS_TO_PB, Mode, Outcome, Status
+from tests.fault.model import Model, Start
+from tests.fault.modules import ERROR, EXIT, POISON, Expected, orders
+from tests.fault.scenario import NAME, Scenario
+
+SUBJECTS = Subjects(NAME)
+_OUTCOMES = {STATUS_TO_PB[each]: each for each in Outcome}
+_ENDS = {"": Outcome.SUCCESS, EXIT: Outcome.EXIT, ERROR: Outcome.ERROR}
+_POISON = "PoisonPackageError"
+
+
+class Checks:
+    """All promises, over one log.
+
+    Args:
+        deliveries: how often the broker delivered each message of a queue, by stream sequence.
+        acked: the payloads that producers were told are stored, with where.
+        injected: the faults that there were.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        log: list[Message],
+        model: Model,
+        deliveries: dict[int, int],
+        acked: dict[bytes, list[int]],
+        injected: Counter[str],
+    ) -> None:
+        self.injected = injected
+        self.scenario = scenario
+        self.model = model
+        self.deliveries = deliveries
+        self.acked = acked
+        self.violations: list[str] = []
+        self.arrivals: dict[int, Message] = {}
+        self.left: list[tuple[Message, pb.DataPackage]] = []
+        self.queued: list[tuple[Message, pb.DataPackage]] = []
+        for message in log:
+            if message.subject.startswith(SUBJECTS.ctl_in):
+                self.arrivals[message.stream_seq] = message
+            elif message.subject.startswith(SUBJECTS.out):
+                self.left.append((message, pb.DataPackage.FromString(message.data)))
+            elif message.subject.startswith(SUBJECTS.work):
+                self.queued.append((message, pb.DataPackage.FromString(message.data)))
+
+    def run(self) -> list[str]:
+        """The promises that were broken."""
+        for check in (
+            self.one_outcome_each,
+            self.nothing_acknowledged_is_lost,
+            self.order_by_mode,
+            self.as_the_model_says,
+            self.dispatched_as_the_model_says,
+            self.numbered_once_and_in_order,
+            self.sent_once,
+            self.nothing_is_poison_without_a_reason,
+            self.payloads,
+        ):
+            try:
+                check()
+            except Exception as error:  # outputs so wrong that a check cannot read them
+                self.wrong(f"{check.__name__} could not be checked: {error!r}")
+        return self.violations
+
+    def wrong(self, what: str) -> None:
+        """A promise is broken."""
+        self.violations.append(what)
+
+    # -- without a model --------------------------------------------------------------------------
+    def one_outcome_each(self) -> None:
+        """Every stored arrival has one outcome, but for a number's repeats; nothing is invented."""
+        seen: dict[int, Outcome] = {}
+        for message, package in self.left:
+            outcome = _OUTCOMES[package.outcome]
+            if package.id in seen:
+                self.wrong(f"package {package.id} left twice: {seen[package.id]}, {outcome}")
+            seen[package.id] = outcome
+            if package.id not in self.arrivals:
+                self.wrong(f"package {package.id} left and never arrived")
+            if message.subject.split(".")[4] != outcome.lower():
+                self.wrong(f"package {package.id} left on {message.subject} as {outcome}")
+        controls = {seq for seq, m in self.arrivals.items() if "Bp-Control" in m.headers}
+        numbered: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+        for seq in self.arrivals.keys() - controls - seen.keys():
+            m = self.arrivals[seq]
+            if HEADER_PRODUCER not in m.headers:
+                self.wrong(f"arrival {seq} {m.data!r} has no outcome")
+        for seq, m in self.arrivals.items():
+            if HEADER_PRODUCER in m.headers and seq not in controls:
+                key = (m.subject, m.headers[HEADER_PRODUCER], m.headers[HEADER_NUMBER])
+                numbered[key].append(seq)
+        lives = {send.kind for s in self.scenario.sources for send in s.sends} != {"data"}
+        lives = lives or self.scenario.pipelines[0][1].instance_idle_s < 100
+        for key, seqs in numbered.items():
+            out = [seq for seq in seqs if seq in seen]
+            if not out or (len(out) > 1 and not lives):
+                self.wrong(f"number {key} has {len(out)} outcomes; it is at {seqs}")
+
+    def nothing_acknowledged_is_lost(self) -> None:
+        """What a producer was told is stored is in the log."""
+        for data, places in self.acked.items():
+            for place in places:
+                if place not in self.arrivals or self.arrivals[place].data != data:
+                    self.wrong(f"{data!r} was acknowledged as message {place} and is not there")
+
+    def order_by_mode(self) -> None:
+        """Within a life of an instance, what succeeds leaves in the order of the last mode."""
+        mode = self.scenario.pipelines[0][1].controllers[-1].mode
+        last: dict[tuple[str, int], int] = {}
+        for _, package in self.left:
+            key = (package.instance, package.epoch)
+            outcome = _OUTCOMES[package.outcome]
+            if outcome is Outcome.SUCCESS:
+                sequence = package.controllers[-1].sequence
+                if mode is not Mode.NO_ORDER and sequence < last.get(key, 0):
+                    self.wrong(f"{package.id} left as {sequence} after {last[key]} of {key}")
+                last[key] = max(last.get(key, 0), sequence)
+            elif outcome is Outcome.OUTDATED:
+                index = len(package.controllers) - 1
+                if self.scenario.pipelines[0][1].controllers[index].mode is not Mode.FIRST_WINS:
+                    self.wrong(f"{package.id} is OUTDATED in {package.controllers[-1].name}")
+
+    # -- against the model ------------------------------------------------------------------------
+    def as_the_model_says(self) -> None:
+        """The same packages leave with the same outcomes in the same order, by instance."""
+        ours: dict[str, list[tuple[int, Outcome]]] = defaultdict(list)
+        theirs: dict[str, list[tuple[int, Outcome]]] = defaultdict(list)
+        for message, package in self.left:
+            token = message.subject.rpartition(".")[2]
+            ours[token].append((package.id, _OUTCOMES[package.outcome]))
+            if self.model.admitted.get(package.id) != (package.epoch, package.sequence):
+                self.wrong(
+                    f"{package.id} is number {package.sequence} of epoch {package.epoch}; the "
+                    f"model says {self.model.admitted.get(package.id)}"
+                )
+        for token, label, outcome in self.model.outs:
+            theirs[token].append((label, outcome))
+        for token in sorted(ours.keys() | theirs.keys()):
+            self._same(f"what left {token!r}", ours[token], theirs[token])
+
+    def dispatched_as_the_model_says(self) -> None:
+        """The same packages enter each controller's queue, once and in the same order."""
+        ours: dict[tuple[str, int], list[Any]] = defaultdict(list)
+        theirs: dict[tuple[str, int], list[Any]] = defaultdict(list)
+        plan = self.model.plan
+        assert plan is not None
+        index = {controller.name: n for n, controller in enumerate(plan.controllers)}
+        for message, package in self.queued:
+            _, _, _, _, controller, phase, token = message.subject.split(".")
+            at = index[controller]
+            if phase != plan.controllers[at].phases[0].name:
+                continue
+            number = package.controllers[-1].sequence
+            ours[token, at].append(Start(token, package.epoch, at, number, package.id))
+        for start in self.model.starts:
+            theirs[start.token, start.controller].append(start)
+        for key in sorted(ours.keys() | theirs.keys()):
+            mine = list(dict.fromkeys(ours[key]))
+            if len(mine) != len(ours[key]):
+                self.wrong(f"a package was dispatched twice in {key}")
+            self._same(f"what was dispatched in {key}", mine, theirs[key])
+
+    def _same(self, what: str, ours: list[Any], theirs: list[Any]) -> None:
+        if ours == theirs:
+            return
+        at = next(
+            (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+            min(len(ours), len(theirs)),
+        )
+        self.wrong(
+            f"{what}: the log has {ours[at : at + 3]}, the model {theirs[at : at + 3]} "
+            f"(at {at} of {len(ours)}/{len(theirs)})"
+        )
+
+    def numbered_once_and_in_order(self) -> None:
+        """Where no gap was given up, what one producer numbered is taken in its order."""
+        orders: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
+        for _, package in self.left:
+            arrival = self.arrivals.get(package.id)
+            if arrival is None or HEADER_PRODUCER not in arrival.headers:
+                continue
+            key = (package.epoch, f"{package.instance} {arrival.headers[HEADER_PRODUCER]}")
+            orders[key].append((package.sequence, int(arrival.headers[HEADER_NUMBER])))
+        for key, taken in orders.items():
+            numbers = [number for _, number in sorted(taken)]
+            complete = sorted(numbers) == list(range(1, len(numbers) + 1))
+            waited = self._waited_s(key, set(numbers))
+            short = waited < self.scenario.pipelines[0][1].producer_gap_s * 0.9
+            if complete and short and numbers != sorted(numbers):
+                self.wrong(f"{key} were taken as {numbers}")
+
+    def sent_once(self) -> None:
+        """Whatever the SDK's producers had to repeat came out once."""
+        seen: dict[bytes, int] = {}
+        for _, package in self.left:
+            arrival = self.arrivals.get(package.id)
+            name = "" if arrival is None else arrival.headers.get(HEADER_PRODUCER, "")
+            if arrival is None or not name.startswith("s"):
+                continue
+            if arrival.data in seen:
+                self.wrong(f"{arrival.data!r} came out as {seen[arrival.data]} and {package.id}")
+            seen[arrival.data] = package.id
+
+    def nothing_is_poison_without_a_reason(self) -> None:
+        """Where nothing went wrong and no worker was killed, no package is called poison.
+
+        Beside one that kills its workers others are delivered again too, and may be blamed.
+        """
+        killers = any(POISON in orders(m.data).values() for m in self.arrivals.values())
+        if self.injected or killers:
+            return
+        for _, package in self.left:
+            if package.errors and package.errors[-1].type == _POISON:
+                self.wrong(f"{package.id} is called poison, and nothing went wrong")
+
+    def _waited_s(self, key: tuple[int, str], numbers: set[int]) -> float:
+        """From the first of them to the last, in log time: less than a gap may last."""
+        epoch, name = key
+        producer = name.rpartition(" ")[2]
+        times = [
+            m.time
+            for seq, m in self.arrivals.items()
+            if m.headers.get(HEADER_PRODUCER) == producer and seq >= epoch
+        ]
+        return (max(times) - min(times)) / 1e9
+
+    # -- what the modules make of it --------------------------------------------------------------
+    def payloads(self) -> None:
+        """Payloads and outcomes are what the modules make of the inputs; states equal the fold."""
+        data: dict[int, bytes] = {}
+        final = {package.id: package for _, package in self.left}
+        for seq, message in self.arrivals.items():
+            data[seq] = message.data
+        plan = self.model.plan
+        assert plan is not None
+        queue_of = {
+            (p.id, m.subject.split(".")[4], m.subject.split(".")[5]): m.stream_seq
+            for m, p in self.queued
+        }
+        for index, controller in enumerate(plan.controllers):
+            phases = {p.name: f"{controller.name}.{p.name}" for p in controller.phases}
+            folds: dict[tuple[str, int], dict[str, Expected]] = {}
+            done = [
+                (self._life(package), package.controllers[-1].sequence, label, package)
+                for (label, at), package in self.model.completed.items()
+                if at == index
+            ]
+            for life, _, label, package in sorted(done, key=lambda each: each[:3]):
+                fold = folds.setdefault(
+                    life,
+                    {n: Expected(place, self.scenario.kinds[place]) for n, place in phases.items()},
+                )
+                data[label] = self._run_through(package, data[label], fold, queue_of)
+                if package.data != data[label]:
+                    self.wrong(f"{label} came back as {package.data!r}, not {data[label]!r}")
+        for label, package in final.items():
+            if label in data and package.data != data[label]:
+                self.wrong(f"{label} left with {package.data!r}; expected {data[label]!r}")
+
+    def _life(self, package: pb.DataPackage) -> tuple[str, int]:
+        return package.instance, package.epoch
+
+    def _run_through(
+        self,
+        package: pb.DataPackage,
+        data: bytes,
+        fold: dict[str, Expected],
+        queue_of: dict[tuple[int, str, str], int],
+    ) -> bytes:
+        """The payload behind a controller; what its record says is checked on the way."""
+        record = package.controllers[-1]
+        said = _OUTCOMES[record.phases[-1].status]
+        for phase in record.phases:
+            place = f"{record.name}.{phase.name}"
+            last = phase is record.phases[-1] or phase.name == record.phases[-1].name
+            if last and said is Outcome.ERROR and package.errors[-1].type == _POISON:
+                queued = queue_of.get((package.id, record.name, phase.name), 0)
+                if self.deliveries.get(queued, 0) <= 4:
+                    self.wrong(f"{package.id} is called poison in {place} before its time")
+                return data
+            if orders(data).get(place) == POISON:
+                self.wrong(f"{package.id} kills its worker in {place}, and came out of it")
+            data, end = fold[phase.name].run(data)
+            ended = _ENDS[end]
+            status = Outcome.SUCCESS if phase.status == _SUCCESS else _OUTCOMES[phase.status]
+            if status is not ended:
+                error = package.errors[-1] if package.errors else ""
+                self.wrong(f"{package.id} ended as {status} in {place}, not {ended}: {error}")
+                return data
+            if end:
+                if not last:
+                    self.wrong(f"{package.id} went on behind {place}, where it ended")
+                return data
+        if len(record.phases) != len(fold):
+            self.wrong(f"{package.id} went through {len(record.phases)} phases of {record.name}")
+        return data
+
+
+_SUCCESS = STATUS_TO_PB[Status.SUCCESS]

@@ -1,0 +1,241 @@
+"""What happens in one run, drawn from one seed before it begins."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from broker_pipeline import Controller, Mode, Phase, Pipeline
+from tests.fault.modules import ERROR, EXIT, POISON, build
+from tests.fault.network import Weather
+
+NAME = "sim"
+
+Kinds = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Send:
+    """One thing that a producer does.
+
+    Args:
+        kind: data, open or close.
+        repeat: publish the same once more, under another message id.
+    """
+
+    at: float
+    instance: str
+    kind: str
+    data: bytes = b""
+    repeat: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A producer. `style`: sdk (the client's), raw, or numbered (numbers of its own, no msg id)."""
+
+    style: str
+    sends: tuple[Send, ...]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong at a time. `fuse`: so many callbacks of the victim later."""
+
+    at: float
+    kind: str
+    victim: int = 0
+    lasts_s: float = 0.0
+    fuse: int = 0
+    flag: bool = False
+
+
+@dataclass
+class Scenario:
+    """A whole run."""
+
+    seed: int
+    kinds: Kinds
+    pipelines: list[tuple[float, Pipeline]]
+    sources: list[Source]
+    faults: list[Fault]
+    weather: Weather
+    calm_at: float
+    window_s: float
+    snapshot_s: float
+    state_every_s: float
+    controllers: int
+    workers: list[tuple[str, ...] | None]
+    slots: int
+    slow: float = 0.0
+    skews_ns: list[int] = field(default_factory=list)
+
+    @property
+    def packages(self) -> int:
+        """How many are sent, repeats not counted."""
+        return sum(send.kind == "data" for source in self.sources for send in source.sends)
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    chance = random.Random(f"scenario {seed}")
+    kinds, rules = _draw_stages(chance)
+    idle_s = chance.choice((600.0, 600.0, 600.0, 2.5))
+    pipelines = [(0.0, _pipeline(kinds, rules, idle_s))]
+    length_s = chance.choice((2.0, 4.0, 8.0))
+    if chance.random() < 0.2:
+        changed = [(mode, *_bounds(chance, mode), phases) for mode, _, _, phases in rules]
+        pipelines.append((chance.uniform(0.3, length_s), _pipeline(kinds, changed, idle_s)))
+    places = list(kinds)
+    workers: list[tuple[str, ...] | None] = [None, None]
+    if chance.random() < 0.3:
+        workers.append(tuple(chance.sample(places, chance.randint(1, len(places)))))
+    faults = _draw_faults(chance, length_s)
+    return Scenario(
+        seed=seed,
+        kinds=kinds,
+        pipelines=pipelines,
+        sources=_draw_sources(chance, places, length_s),
+        faults=faults,
+        weather=_draw_weather(chance),
+        calm_at=length_s + 1.0,
+        window_s=chance.choice((8.0, 120.0)),
+        snapshot_s=chance.choice((0.0, 0.05, 0.3, 2.0)),
+        state_every_s=chance.choice((0.0, 0.1, 1.0)),
+        controllers=chance.choice((1, 2, 2, 3)),
+        workers=workers,
+        slots=chance.randint(1, 3),
+        slow=chance.choice((0.0, 0.0, 0.0, 0.0, 0.03)),
+        skews_ns=[chance.choice((0, 0, -1, 1)) * chance.randrange(3 * 10**9) for _ in range(8)],
+    )
+
+
+def _bounds(chance: random.Random, mode: Mode) -> tuple[int | None, int | None]:
+    queue = chance.choice((None, None, 0, 1, 2, 4))
+    if mode is Mode.NOT_PARALLEL:
+        return None, queue
+    window = chance.choice((None, 1, 2, 3, 5))
+    return window, queue if window is not None else None
+
+
+Rule = tuple[Mode, int | None, int | None, tuple[str, ...]]
+
+
+def _draw_stages(chance: random.Random) -> tuple[Kinds, list[Rule]]:
+    kinds: Kinds = {}
+    rules: list[Rule] = []
+    for index in range(chance.choice((1, 1, 2, 2, 3))):
+        mode = chance.choice(list(Mode))
+        phases = tuple(f"p{n}" for n in range(chance.choice((1, 1, 2))))
+        for phase in phases:
+            options = [("mark",)]
+            if mode is Mode.NOT_PARALLEL:
+                options = [("mark",), ("count",), ("count",), ("mark", "count")]
+            kinds[f"c{index}.{phase}"] = chance.choice(options)
+        rules.append((mode, *_bounds(chance, mode), phases))
+    return kinds, rules
+
+
+def _pipeline(kinds: Kinds, rules: list[Rule], idle_s: float) -> Pipeline:
+    controllers = []
+    for index, (mode, window, queue, names) in enumerate(rules):
+        phases = [
+            Phase(
+                name,
+                build(f"c{index}.{name}", kinds[f"c{index}.{name}"]),
+                ack_wait_s=1.0,
+                max_deliver=4,
+            )
+            for name in names
+        ]
+        controllers.append(
+            Controller(f"c{index}", phases, mode=mode, max_workers=window, queue_size=queue)
+        )
+    return Pipeline(NAME, controllers, instance_idle_s=idle_s, producer_gap_s=1.0)
+
+
+def _draw_sources(chance: random.Random, places: list[str], length_s: float) -> list[Source]:
+    instances = ["a", "b", "mic 1"][: chance.randint(1, 3)]
+    poison = chance.random() < 0.25
+    lives = chance.random() < 0.3
+    sources = []
+    for number in range(chance.randint(1, 4)):
+        style = chance.choice(("sdk", "sdk", "raw", "numbered"))
+        mine = instances if chance.random() < 0.3 else [chance.choice(instances)]
+        count = chance.choice((4, 8, 16, 30, 60))
+        burst = chance.random() < 0.4
+        times = sorted(
+            chance.uniform(0.1, length_s) if not burst else chance.choice((0.1, 0.6, length_s / 2))
+            for _ in range(count)
+        )
+        sends = []
+        for index, at in enumerate(times):
+            instance = chance.choice(mine)
+            if lives and chance.random() < 0.1:
+                sends.append(Send(at, instance, chance.choice(("open", "close", "close"))))
+                continue
+            head = f"{number}.{index}"
+            if chance.random() < 0.25:
+                order = chance.choice((EXIT, ERROR))
+                if poison and chance.random() < 0.15:
+                    order = POISON
+                head += f";{chance.choice(places)}={order}"
+            sends.append(Send(at, instance, "data", head.encode(), chance.random() < 0.15))
+        sources.append(Source(style, tuple(sends)))
+    return sources
+
+
+FAULTS = {
+    "kill leader": 5,
+    "kill controller": 2,
+    "kill worker": 5,
+    "stop controller": 1,
+    "stop worker": 1,
+    "pause leader": 4,
+    "pause worker": 4,
+    "pause client": 1,
+    "cut leader": 3,
+    "cut worker": 3,
+    "cut client": 2,
+    "deafen client": 1,
+    "broker restarts": 1,
+    "no stream leader": 1,
+    "log full for ingress": 1,
+    "disk full": 2,
+    "leader without a lease": 3,
+    "redelivery": 3,
+    "leaderless": 1,
+}
+
+
+def _draw_faults(chance: random.Random, length_s: float) -> list[Fault]:
+    if chance.random() < 0.1:
+        return []
+    kinds = chance.sample(list(FAULTS), chance.randint(1, 6))
+    weights = [FAULTS[kind] for kind in kinds]
+    faults = []
+    for _ in range(chance.choice((1, 3, 6, 10, 20))):
+        kind = chance.choices(kinds, weights)[0]
+        faults.append(
+            Fault(
+                at=chance.uniform(0.1, length_s),
+                kind=kind,
+                victim=chance.randrange(8),
+                lasts_s=chance.choice((0.05, 0.5, 1.5, 3.0, 6.0)) * (0.5 + chance.random()),
+                fuse=chance.choice((0, 0, 3, 10, 40, 200)),
+                flag=chance.random() < 0.5,
+            )
+        )
+    return sorted(faults, key=lambda fault: fault.at)
+
+
+def _draw_weather(chance: random.Random) -> Weather:
+    weather = Weather(latency_s=chance.choice((0.0001, 0.0005, 0.003)))
+    if chance.random() < 0.25:
+        return weather
+    for name in ("lost_acks", "late_acks", "stalls", "gaps", "lost_answers"):
+        if chance.random() < 0.5:
+            setattr(weather, name, chance.choice((0.002, 0.01, 0.05)))
+    weather.gaps /= 5
+    weather.lost_answers /= 5
+    return weather

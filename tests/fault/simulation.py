@@ -1,0 +1,234 @@
+"""One run: a seed in, violations out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker_pipeline.broker.port import Message
+from broker_pipeline.client.deploy import deploy
+from broker_pipeline.core.names import stream_name
+from broker_pipeline.errors import BrokerPipelineError
+from tests.fault.checks import SUBJECTS, Checks
+from tests.fault.cluster import Cluster
+from tests.fault.faults import Saboteur
+from tests.fault.loop import HARNESS, VirtualLoop
+from tests.fault.model import Model
+from tests.fault.network import Network, Weather
+from tests.fault.scenario import NAME, Scenario, draw
+from tests.fault.sources import Acked, SourceProcess
+
+STREAM = stream_name(NAME)
+DRAIN_S = 120.0
+"""Once faults have stopped everything must have left within so many virtual seconds."""
+END_S = 30.0
+LOOK_S = 0.25
+
+
+@dataclass
+class Report:
+    """What came of a run."""
+
+    seed: int
+    violations: list[str] = field(default_factory=list)
+    injected: Counter[str] = field(default_factory=Counter)
+    packages: int = 0
+    messages: int = 0
+    overflows: int = 0
+    virtual_s: float = 0.0
+    turns: int = 0
+    trace: str = ""
+
+
+class _Errors(logging.Handler):
+    """Errors that the program logs with an exception of another kind than its own."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, BrokerPipelineError):
+            self.found.append(f"logged: {record.getMessage()}: {error!r}")
+
+
+class Simulation:
+    """A run of one scenario."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        seed = scenario.seed
+        self.loop = VirtualLoop(random.Random(f"turns {seed}"))
+        self.loop.set_exception_handler(self._exception)
+        self.violations: list[str] = []
+        self.disposing = False
+        self.network: Network
+        self.cluster: Cluster
+        self.model = Model(SUBJECTS)
+        self.fed = 0
+        self.deliveries: dict[int, int] = {}
+
+    def _exception(self, _: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if self.disposing or isinstance(error, BrokerPipelineError):
+            return
+        self.violations.append(f"{context.get('message')}: {error!r}")
+
+    async def run(self) -> None:
+        """From the first deploy to the last drain."""
+        scenario, loop = self.scenario, self.loop
+        self.network = network = Network(loop, random.Random(f"network {scenario.seed}"))
+        self.cluster = cluster = Cluster(loop, network, scenario)
+        acked = Acked()
+        with cluster.installed():
+            await deploy(network.server.connect(), scenario.pipelines[0][1])
+            self._count_deliveries()
+            cluster.begin()
+            sources = self._begin_sources(acked)
+            saboteur = Saboteur(cluster)
+            saboteur.arm(scenario.faults)
+            network.weather = scenario.weather
+            for at, pipeline in scenario.pipelines[1:]:
+                await asyncio.sleep(max(0.0, at - loop.time()))
+                await deploy(network.server.connect(), pipeline)
+                cluster.pipeline = pipeline
+            await asyncio.sleep(max(0.0, scenario.calm_at - loop.time()))
+            await asyncio.sleep(max(0.0, saboteur.quiet_at - loop.time()))
+            network.weather = Weather(latency_s=scenario.weather.latency_s)
+            for process in cluster.processes:
+                process.fuse = None
+            await self._until_drained(sources)
+            for task in await cluster.end(END_S):
+                self.violations.append(f"a task is left over after the drain: {task}")
+            self.violations += [f"a role died of {error!r}" for error in cluster.deaths]
+        self._feed()
+        log = self._log()
+        self.violations += Checks(
+            scenario, log, self.model, self.deliveries, acked.stored, self.network.injected
+        ).run()
+
+    def _begin_sources(self, acked: Acked) -> list[SourceProcess]:
+        sources = []
+        for number, source in enumerate(self.scenario.sources):
+            process = self.cluster.new_process(f"client {number}")
+            runs = SourceProcess(self.network, number, source, acked, process.chance)
+            sources.append(runs)
+            self.cluster.clients.append(process)
+            self.loop.spawn(process, runs.run(), process.name)
+        return sources
+
+    def _count_deliveries(self) -> None:
+        for consumer in self.network.server.stream(STREAM).consumers.values():
+            consumer.counts = _Counts(self.deliveries)
+
+    def _log(self) -> list[Message]:
+        return list(self.network.server.stream(STREAM).messages_from(1, lambda _: True))
+
+    def _feed(self) -> None:
+        stream = self.network.server.stream(STREAM)
+        for message in stream.messages_from(self.fed + 1, lambda _: True):
+            self.model.feed(message)
+        self.fed = stream.last_seq
+
+    async def _until_drained(self, sources: list[SourceProcess]) -> None:
+        deadline = self.loop.time() + DRAIN_S
+        before = -1
+        while self.loop.time() < deadline:
+            await asyncio.sleep(LOOK_S)
+            last = self.network.server.stream(STREAM).last_seq
+            if all(source.done for source in sources) and last == before:
+                self._feed()
+                left = self.network.server.stream(STREAM).messages_from(1, _is_out)
+                if self.model.drained and sum(1 for _ in left) >= len(self.model.outs):
+                    return
+            before = last
+        waiting = [life.token for life in self.model.lives.values() if not life.drained]
+        self.violations.append(
+            f"not drained {DRAIN_S:g} s after the last fault: {waiting}, "
+            f"{sum(not s.done for s in sources)} producers wait"
+        )
+
+    def trace(self) -> str:
+        """A digest of all that is stored, of the time it took, and of each turn of the loop."""
+        digest = hashlib.sha256()
+        for message in self._log():
+            headers = sorted(message.headers.items())
+            digest.update(repr((message.subject, message.time, headers)).encode())
+            digest.update(message.data)
+        digest.update(repr((self.loop.time(), self.loop.turns)).encode())
+        return digest.hexdigest()[:16]
+
+
+class _Counts(dict[int, int]):
+    """Deliveries, also of what is acked by now."""
+
+    def __init__(self, ever: dict[int, int]) -> None:
+        super().__init__()
+        self._ever = ever
+
+    def __setitem__(self, key: int, value: int) -> None:
+        super().__setitem__(key, value)
+        self._ever[key] = max(value, self._ever.get(key, 0))
+
+
+def _is_out(subject: str) -> bool:
+    return subject.startswith(SUBJECTS.out)
+
+
+def simulate(seed: int, scenario: Scenario | None = None) -> Report:
+    """Run a seed. Nothing outside of it plays a part: the same seed gives the same report."""
+    scenario = scenario or draw(seed)
+    report = Report(seed, packages=scenario.packages)
+    simulation = Simulation(scenario)
+    errors = _Errors()
+    root = logging.getLogger("broker_pipeline")
+    propagate, level = root.propagate, root.level
+    root.addHandler(errors)
+    root.propagate = False
+    root.setLevel(logging.ERROR)
+    collecting = gc.isenabled()
+    gc.disable()  # when it comes must not depend on what ran before
+    try:
+        simulation.loop.run_until_complete(simulation.run())
+        report.trace = simulation.trace()
+    except AssertionError as error:  # SpinError included
+        simulation.violations.append(f"{type(error).__name__}: {error}")
+    finally:
+        _end(simulation)
+        root.removeHandler(errors)
+        root.propagate = propagate
+        root.setLevel(level)
+        if collecting:
+            gc.enable()
+    report.violations = simulation.violations + errors.found
+    report.injected = simulation.network.injected
+    report.virtual_s = simulation.loop.time()
+    report.turns = simulation.loop.turns
+    report.overflows = simulation.model.overflows
+    if report.trace:
+        report.messages = simulation.fed
+    return report
+
+
+def _end(simulation: Simulation) -> None:
+    """Let go of everything: tasks of killed processes have never ended."""
+    simulation.disposing = True
+    processes = [*simulation.cluster.processes, simulation.network.process, HARNESS]
+    try:
+        simulation.loop.dispose(processes)
+    except AssertionError as error:
+        simulation.violations.append(f"at the end: {error}")
+    for process in processes:
+        for task in process.tasks:
+            task._log_destroy_pending = False
+        process.tasks.clear()
+        process.ready.clear()
+    simulation.loop.close()

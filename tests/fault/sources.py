@@ -1,0 +1,136 @@
+"""The producers of a run: the SDK's, raw ones, and ones that number as they like."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from broker_pipeline.client.producer import Producer
+from broker_pipeline.core.names import (
+    CONTROL_CLOSE,
+    CONTROL_OPEN,
+    HEADER_CONTROL,
+    HEADER_NUMBER,
+    HEADER_PRODUCER,
+    escape_instance,
+    ingress_subject,
+)
+from broker_pipeline.errors import BrokerError
+from tests.fault.link import Link, connect
+from tests.fault.network import Network
+from tests.fault.scenario import NAME, Send, Source
+
+ATTEMPTS = 6
+SEND_TIMEOUT_S = 6.0
+"""Below the shortest dedup window: a repeat after it would be another package."""
+
+
+class Acked:
+    """Sends that were said to be stored: `(instance, payload) -> stream sequences`."""
+
+    def __init__(self) -> None:
+        self.stored: dict[bytes, list[int]] = {}
+        self.unexpected: list[BaseException] = []
+
+    def note(self, data: bytes, stream_seq: int) -> None:
+        """One was."""
+        self.stored.setdefault(data, []).append(stream_seq)
+
+
+class SourceProcess:
+    """One producer process."""
+
+    def __init__(
+        self, network: Network, number: int, source: Source, acked: Acked, chance: random.Random
+    ) -> None:
+        self._network = network
+        self._number = number
+        self._source = source
+        self._acked = acked
+        self._chance = chance
+        self._sdk: dict[str, Producer] = {}
+        self._numbers: dict[str, int] = {}
+        self._names = 0
+        self.done = False
+
+    async def run(self) -> None:
+        """Send everything at its time; sends overlap."""
+        link = await self._connected()
+        begun = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as group:
+            for index, send in enumerate(self._source.sends):
+                wait_s = begun + send.at - asyncio.get_running_loop().time()
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
+                group.create_task(self._send(link, send, index), name=f"send {index}")
+        await link.close()
+        self.done = True
+
+    async def _connected(self) -> Link:
+        while True:
+            try:
+                return await connect(self._network, reconnect=True)
+            except BrokerError:
+                await asyncio.sleep(0.1)
+
+    async def _send(self, link: Link, send: Send, index: int) -> None:
+        subject = ingress_subject(NAME, escape_instance(send.instance))
+        headers: dict[str, str] = {}
+        if send.kind != "data":
+            headers[HEADER_CONTROL] = CONTROL_CLOSE if send.kind == "close" else CONTROL_OPEN
+        if self._source.style == "sdk":
+            await self._send_by_sdk(link, subject, send, headers)
+            return
+        msg_id = f"raw{self._number}.{index}"
+        if self._source.style == "numbered" and send.kind == "data":
+            number = self._numbers[send.instance] = self._numbers.get(send.instance, 0) + 1
+            headers |= {HEADER_PRODUCER: f"n{self._number}", HEADER_NUMBER: str(number)}
+            # They overtake each other on the way, as from a pool of threads.
+            await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.01, 0.3, 2.0)))
+        await self._send_raw(link, subject, send, msg_id, headers)
+        if send.repeat and self._source.style == "numbered":
+            await asyncio.sleep(self._chance.choice((0.0, 0.1, 3.0)))
+            await self._send_raw(link, subject, send, f"{msg_id}.again", headers)
+
+    async def _send_raw(
+        self, link: Link, subject: str, send: Send, msg_id: str, headers: Any
+    ) -> None:
+        for _ in range(ATTEMPTS):
+            try:
+                ack = await link.publish(
+                    subject, send.data, msg_id=msg_id, headers=headers or None, timeout_s=1.0
+                )
+            except BrokerError:
+                await asyncio.sleep(0.2)
+            else:
+                if send.kind == "data":
+                    self._acked.note(send.data, ack.stream_seq)
+                return
+
+    async def _send_by_sdk(
+        self, link: Link, subject: str, send: Send, headers: dict[str, str]
+    ) -> None:
+        producer = self._sdk.get(send.instance)
+        if producer is None or send.kind != "data":  # as `Instance.close` does
+            producer = Producer(
+                link,
+                subject,
+                timeout_s=SEND_TIMEOUT_S,
+                renew_after_s=1.2,
+                new_name=self._new_name,
+            )
+            if send.kind == "data":
+                self._sdk[send.instance] = producer
+        if send.kind == "close" and send.instance in self._sdk:
+            await self._sdk[send.instance].settled()
+        try:
+            ack = await producer.send(send.data, headers)
+        except BrokerError:
+            return  # it may be stored, or not: the log tells
+        if send.kind == "data":
+            self._acked.note(send.data, ack.stream_seq)
+
+    def _new_name(self) -> str:
+        self._names += 1
+        return f"s{self._number}.{self._names}"
