@@ -160,11 +160,11 @@ def test_one_fault_is_one_fault():
 
 
 def test_payload_types_are_those_that_modules_and_the_declaration_name():
-    """Structs by class name, protobuf by full name; plain types need none."""
+    """Structs by class name, protobuf by full name."""
     pipeline = Pipeline(
         "talk",
         [controller("c", phase(modules=[NESTED, Step(), ExecutionModule()]))],
-        payload_types=[pb.DataPackage, dict],
+        payload_types=[pb.DataPackage],
     )
     assert pipeline.payload_types == {
         "Word": Word,
