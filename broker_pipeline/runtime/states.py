@@ -115,9 +115,7 @@ class StateKeeper:
         held = self._held.get(token)
         if held is None or (held.epoch, held.sequence) != (envelope.epoch, previous):
             return None
-        if not held.counts:
-            return None
-        return held.states
+        return held.states if held.counts else None
 
     async def catch_up(self, token: str, envelope: pb.DataPackage, rerun: Rerun) -> States:
         """The states before this package, by running again what came since they were stored.
