@@ -123,6 +123,8 @@ class ControllerState:
     def oldest_source(self) -> int | None:
         """The lowest stream sequence whose bytes are needed again; None where none is."""
         held = self.release.held if isinstance(self.release, InOrder) else {}
+        if not self.waiting and not held:
+            return None  # most of them, most of the time
         sources = [ticket.package.source for ticket in self.waiting or ()]
         sources += [package.source for package in held.values() if package is not None]
         return min(sources, default=None)
@@ -138,9 +140,9 @@ class ControllerState:
         )
 
     @classmethod
-    def load(cls, rules: ControllerPlan, stored: ControllerSnapshot) -> ControllerState:
+    def load(cls, stored: ControllerSnapshot) -> ControllerState:
         """From what was stored."""
-        state = cls(rules)
+        state = cls.__new__(cls)
         state.next_sequence = stored.next_sequence
         state.in_flight = stored.in_flight
         state.waiting = deque(stored.waiting) if stored.waiting else None

@@ -38,6 +38,7 @@ class InstanceState:
         active: when it last saw something, ns of log time.
         inside: how many packages are in it.
         closing: no more are taken; the rest goes to `parked`, for the next life.
+        held_by: the number of the slice that holds it, unless it has changed since; -1 for none.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class InstanceState:
         "closing",
         "controllers",
         "epoch",
+        "held_by",
         "inside",
         "parked",
         "producers",
@@ -59,6 +61,7 @@ class InstanceState:
         self.active = 0
         self.inside = 0
         self.closing = False
+        self.held_by = -1
         self.controllers = [ControllerState(rules) for rules in plan.controllers]
         self.producers: dict[str, Producer] = {}
         self.parked: list[Parked] = []
@@ -108,13 +111,16 @@ class InstanceState:
     @classmethod
     def load(cls, stored: InstanceSnapshot, plan: Plan) -> InstanceState:
         """From what was stored."""
-        instance = cls(stored.token, stored.epoch, plan)
+        instance = cls.__new__(cls)  # not by __init__, whose controllers would be thrown away
+        instance.token = stored.token
+        instance.epoch = stored.epoch
+        instance.held_by = -1
         instance.sequence = stored.sequence
         instance.active = stored.active
         instance.closing = stored.closing
         instance.controllers = [
-            ControllerState.load(rules, state)
-            for rules, state in zip(plan.controllers, stored.controllers, strict=True)
+            ControllerState.load(state)
+            for _, state in zip(plan.controllers, stored.controllers, strict=True)
         ]
         instance.producers = stored.producers
         instance.parked = stored.parked

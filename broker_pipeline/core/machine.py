@@ -10,6 +10,7 @@ next inside the machine: there is no message for it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import chain
 
 from broker_pipeline.core.commands import Command, Dispatch, Emit, Entered, Left, PackageRef, Stamp
 from broker_pipeline.core.controller import Ticket
@@ -42,6 +43,8 @@ class Machine:
         gaps: `(token, producer)` that wait for a missing package, oldest gap first, with its
             deadline.
         unplanned: what came before the first plan.
+        changed: tokens of instances that changed or ended since the last snapshot; a dict for its
+            order.
     """
 
     def __init__(self) -> None:
@@ -51,6 +54,8 @@ class Machine:
         self.instances: OrderedDict[str, InstanceState] = OrderedDict()
         self.gaps: OrderedDict[tuple[str, str], int] = OrderedDict()
         self.unplanned: list[Event] = []
+        self.changed: dict[str, None] = {}
+        self._sources: dict[str, int] = {}
 
     # -- the only ways in -----------------------------------------------------------------------
     def step(self, event: Event) -> list[Command]:
@@ -83,9 +88,24 @@ class Machine:
 
     def oldest_source(self) -> int | None:
         """The lowest stream sequence whose bytes are needed again; None where none is."""
-        sources = [instance.oldest_source() for instance in self.instances.values()]
-        sources += [event.stream_seq for event in self.unplanned]
-        return min((source for source in sources if source is not None), default=None)
+        for token in self.changed:  # what is known of the others still holds
+            instance = self.instances.get(token)
+            source = instance.oldest_source() if instance is not None else None
+            if source is None:
+                self._sources.pop(token, None)
+            else:
+                self._sources[token] = source
+        early = (event.stream_seq for event in self.unplanned)
+        return min(chain(self._sources.values(), early), default=None)
+
+    def fill(self, instances: list[InstanceState]) -> None:
+        """Take in what was stored, into an empty machine."""
+        instances.sort(key=_by_activity)
+        for instance in instances:
+            self.instances[instance.token] = instance
+            source = instance.oldest_source()
+            if source is not None:
+                self._sources[instance.token] = source
 
     # -- events ---------------------------------------------------------------------------------
     def _apply(self, event: Event, commands: list[Command]) -> None:
@@ -102,14 +122,16 @@ class Machine:
         if self.plan is not None and unfollowable(self.plan, event.plan):
             if any(not instance.drained for instance in self.instances.values()):
                 return  # packages are on their way under the old plan: it stays in force
+            self.changed.update(dict.fromkeys(self.instances))
             self.instances.clear()
         self.plan = event.plan
         for token, name in self.gaps:
             since = self.instances[token].producers[name].gap_since
             self.gaps[token, name] = since + event.plan.producer_gap_ns
-        for instance in self.instances.values():
+        for instance in sorted(self.instances.values(), key=_by_activity):
             for index, state in enumerate(instance.controllers):
                 for ticket in state.start_waiting(event.plan.controllers[index]):
+                    self.changed[instance.token] = None
                     commands.append(self._dispatch(instance, index, ticket))
         early, self.unplanned = self.unplanned, []
         for waited in early:
@@ -143,6 +165,7 @@ class Machine:
         instance = self.instances.get(event.instance)
         if instance is None:
             return
+        self.changed[event.instance] = None
         if instance.closing:
             instance.parked.append(event)
             return
@@ -257,8 +280,10 @@ class Machine:
         return instance
 
     def _touch(self, instance: InstanceState) -> None:
+        token = instance.token
         instance.active = self.time
-        self.instances.move_to_end(instance.token)
+        self.instances.move_to_end(token)
+        self.changed[token] = None
 
     def _watch_gap(self, key: tuple[str, str], since: int) -> None:
         assert self.plan is not None
@@ -275,6 +300,7 @@ class Machine:
             if deadline > self.time:
                 break
             del self.gaps[token, name]
+            self.changed[token] = None
             instance = self.instances[token]
             producer = instance.producers[name]
             for ready in producer.give_up(self.time):
@@ -286,6 +312,7 @@ class Machine:
                 break
             if instance.drained:
                 del self.instances[token]
+                self.changed[token] = None
             else:
                 self._touch(instance)
 
@@ -296,3 +323,9 @@ class Machine:
         del self.instances[instance.token]
         for event in instance.parked:
             self._apply(event, commands)
+
+
+def _by_activity(instance: InstanceState) -> tuple[int, int]:
+    """The order of `Machine.instances`, but that it does not depend on a snapshot in between which
+    of two comes first that were active at the same time. No two have the same epoch."""
+    return instance.active, instance.epoch

@@ -29,9 +29,7 @@ from broker_pipeline.runtime.snapshots import SnapshotStore
 log = logging.getLogger(__name__)
 
 SNAPSHOT_INTERVAL_S = 2.0
-"""Between two snapshots: what a new leader has to read again."""
-SNAPSHOT_COST = 20
-"""A snapshot may take at most 1/20 of the time: a large state is stored less often."""
+"""Between two snapshots at most: what a new leader has to read again."""
 INBOX_MAX = 4_000
 """Messages read and not yet applied, beyond which reading pauses; it goes on at half of them. What
 was asked for by then, READ_CREDIT at most, may still come."""
@@ -138,8 +136,7 @@ class Leader:
             await self._saving
         if self.machine.applied == self._stored_applied:
             return
-        head, parts = await asyncio.to_thread(snapshot.take, self.machine)
-        await self._save(head, parts, self.machine.applied)
+        await self._save(self._snapshots.take(self.machine))
 
     # -- the loop -------------------------------------------------------------------------------
     def _arrived(self, message: Message) -> None:
@@ -269,27 +266,21 @@ class Leader:
                 return due
             saved, self._saving = self._saving, None
             saved.result()
-        if loop.time() < due:
+        if loop.time() < due and len(self.machine.changed) < snapshot.CHANGED_MAX:
             return due
-        begun = loop.time()
-        applied = self.machine.applied
-        if applied > self._stored_applied:
+        if self.machine.applied > self._stored_applied:
             await publisher.seal()  # a snapshot claims that the output up to it is stored
-            # In a thread: 100,000 instances take longer than the lease may wait for its renewal.
-            # Nothing is applied meanwhile; messages go to the inbox.
-            head, parts = await asyncio.to_thread(snapshot.take, self.machine)
             self._saving = asyncio.create_task(
-                self._save(head, parts, applied), name=f"snapshot {self._stream}"
+                self._save(self._snapshots.take(self.machine)), name=f"snapshot {self._stream}"
             )
             self._saving.add_done_callback(self._saved)
-        took = loop.time() - begun
-        return loop.time() + max(SNAPSHOT_INTERVAL_S, took * SNAPSHOT_COST)
+        return loop.time() + SNAPSHOT_INTERVAL_S
 
     def _saved(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             task.exception()  # the loop raises it, unless it ends for another reason first
         self._wake.set()
 
-    async def _save(self, head: bytes, parts: list[bytes], applied: int) -> None:
-        await self._snapshots.save(head, parts, applied)
-        self._stored_applied = applied
+    async def _save(self, taken: snapshot.Taken) -> None:
+        await self._snapshots.save(taken)
+        self._stored_applied = taken.applied

@@ -1,9 +1,9 @@
 """Where snapshots are kept: parts in a stream, and one head that is compared and swapped.
 
-The order of writing makes a half-written snapshot invisible: parts first, then the head that
-names them, and only then are older parts purged. A head replaces just the one that was there before
-its parts were written: so a stale leader can neither put an older head over a newer one, nor a head
-whose parts another has purged meanwhile.
+The order of writing makes a half-written snapshot invisible: the new parts first, then the head
+that names them and the older ones that it still needs, and only then are parts purged that it does
+not need. A head replaces just the one that its store has loaded or stored before: so a stale leader
+can neither put an older head over a newer one, nor a head whose parts another has purged meanwhile.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class SnapshotStore:
         self._stream = snapshot_stream(pipeline, shard)
         self._subject = snapshot_subject(pipeline, shard)
         self._key = snapshot_key(pipeline, shard)
+        self._chain = snapshot.Chain()
+        self._places: list[int] = []
+        self._revision: int | None = None
+        self._purged_below = 0
 
     async def load(self) -> Machine:
         """The newest snapshot's machine; a new one where there is none.
@@ -62,33 +66,43 @@ class SnapshotStore:
             try:
                 # In a thread: it may take longer than the lease waits for its renewal.
                 head = snapshot.read_head(stored.head)
-                return await asyncio.to_thread(snapshot.restore, head, parts)
+                machine, self._chain = await asyncio.to_thread(snapshot.restore, head, parts)
             except SnapshotError as error:
                 if "version" in error.values:
                     raise
                 raise self._damaged(str(error)) from error
+            self._places, self._revision = stored.parts, entry.revision
+            return machine
         return Machine()
 
-    async def save(self, head: bytes, parts: list[bytes], applied: int) -> None:
-        """Store a snapshot, unless there is a newer one.
+    def take(self, machine: Machine) -> snapshot.Taken:
+        """A snapshot of the machine that was loaded, to be saved before the next is taken. What it
+        holds counts as stored from here on: where saving fails, there is nothing more to take."""
+        return self._chain.take(machine)
+
+    async def save(self, taken: snapshot.Taken) -> None:
+        """Store a snapshot on top of what was loaded or saved before.
 
         Raises:
-            LeadershipLostError: another leader has stored one meanwhile, or a newer one.
+            LeadershipLostError: another leader has stored one meanwhile.
         """
         broker = self._broker
-        entry = await broker.kv_get(STATE_BUCKET, self._key)
-        if entry is not None and self._read(entry.value).applied > applied:
-            raise self._stale()
-        places = [(await broker.publish(self._subject, part)).stream_seq for part in parts]
-        value = msgspec.msgpack.encode(_Stored(applied, head, places))
-        if entry is None:
+        places = self._places[len(self._places) - taken.kept :]
+        for part in taken.parts:
+            places.append((await broker.publish(self._subject, part)).stream_seq)
+        value = msgspec.msgpack.encode(_Stored(taken.applied, taken.head, places))
+        if self._revision is None:
             revision = await broker.kv_create(STATE_BUCKET, self._key, value)
         else:
-            revision = await broker.kv_update(STATE_BUCKET, self._key, value, entry.revision)
+            revision = await broker.kv_update(STATE_BUCKET, self._key, value, self._revision)
         if revision is None:
-            raise self._stale()
-        if places:
+            raise LeadershipLostError(
+                f"another leader has stored the snapshot {self._key!r} meanwhile; this one stops"
+            )
+        self._places, self._revision = places, revision
+        if places[0] > self._purged_below:
             await broker.purge(self._stream, below=places[0])
+            self._purged_below = places[0]
 
     def _read(self, raw: bytes) -> _Stored:
         try:
@@ -101,9 +115,4 @@ class SnapshotStore:
             f"the snapshot {self._key!r} in bucket {STATE_BUCKET!r} is unreadable ({how}); delete "
             f"the key to compute the state from the log again",
             key=self._key,
-        )
-
-    def _stale(self) -> LeadershipLostError:
-        return LeadershipLostError(
-            f"another leader has stored the snapshot {self._key!r} meanwhile; this one stops"
         )

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from broker_pipeline.broker.port import StreamSpec
 from broker_pipeline.client import deploy as deploying
+from broker_pipeline.core import snapshot
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.journey import NS
 from broker_pipeline.runtime import leader as leading
@@ -186,7 +187,10 @@ class Cluster:
                 (working, "PhaseWorker", partial(phase_worker.PhaseWorker, now_ns=now_ns)),
                 (phase_worker, "PhaseExecutor", partial(SimExecutor, slow=scenario.slow)),
                 (leading, "SNAPSHOT_INTERVAL_S", scenario.snapshot_s),
-                (leading, "SNAPSHOT_COST", 0),
+                (snapshot, "WHOLE_MAX", scenario.whole_max),
+                (snapshot, "SLICES", scenario.slices),
+                (snapshot, "SLICES_MAX", 2 * scenario.slices),
+                (snapshot, "CHANGED_MAX", scenario.changed_max),
                 (states, "STORE_EVERY_S", scenario.state_every_s),
                 (
                     deploying,

@@ -12,6 +12,7 @@ from unittest.mock import patch
 from broker_pipeline.broker.lease import Lease
 from broker_pipeline.client import producer as client_producer
 from broker_pipeline.core import producers as core_producers
+from broker_pipeline.core import snapshot
 from broker_pipeline.core.controller import ControllerState
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.release import FirstWins, InOrder
@@ -217,16 +218,51 @@ def a_snapshot_is_taken_before_the_seal() -> Patches:
 def an_older_snapshot_wins_and_parts_are_purged() -> Patches:
     """A stale leader's head replaces whatever is there, and the parts of a newer one go."""
 
-    async def save(self: Any, head: bytes, parts: list[bytes], applied: int) -> None:
+    async def save(self: Any, taken: snapshot.Taken) -> None:
         import msgspec
 
         broker = self._broker
-        places = [(await broker.publish(self._subject, part)).stream_seq for part in parts]
-        value = msgspec.msgpack.encode(snapshots._Stored(applied, head, places))
+        places = self._places[len(self._places) - taken.kept :]
+        for part in taken.parts:
+            places.append((await broker.publish(self._subject, part)).stream_seq)
+        value = msgspec.msgpack.encode(snapshots._Stored(taken.applied, taken.head, places))
         await broker.purge(self._stream, below=places[0])
         await broker.kv_put(snapshots.STATE_BUCKET, self._key, value)
+        self._places = places
 
     yield snapshots.SnapshotStore, "save", save
+
+
+@mutation
+def what_changes_while_a_snapshot_is_saved_is_forgotten() -> Patches:
+    """It counts as changed no more when the saving ends, not when the snapshot is taken."""
+    take, save = snapshots.SnapshotStore.take, snapshots.SnapshotStore.save
+
+    def taking(self: Any, machine: Any) -> Any:
+        self._machine = machine
+        return take(self, machine)
+
+    async def forgetful(self: Any, taken: Any) -> None:
+        await save(self, taken)
+        self._machine.changed.clear()
+
+    yield snapshots.SnapshotStore, "take", taking
+    yield snapshots.SnapshotStore, "save", forgetful
+
+
+@mutation
+def a_slice_is_dropped_that_is_needed() -> Patches:
+    """A chain that is too long is cut, and what only its oldest slice holds is not moved on."""
+
+    def due(self: Any, machine: Any) -> Any:
+        if not self._held:
+            return list(machine.instances), []
+        while len(self._held) >= snapshot.SLICES:
+            self._held.popleft()
+        changed, there = machine.changed, machine.instances
+        return [t for t in changed if t in there], [t for t in changed if t not in there]
+
+    yield snapshot.Chain, "_due", due
 
 
 @mutation

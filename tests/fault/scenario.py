@@ -68,6 +68,9 @@ class Scenario:
     workers: list[tuple[str, ...] | None]
     slots: int
     slow: float = 0.0
+    whole_max: int = 0
+    slices: int = 1
+    changed_max: int = 1_000
     skews_ns: list[int] = field(default_factory=list)
 
     @property
@@ -107,6 +110,9 @@ def draw(seed: int) -> Scenario:
         slots=chance.randint(1, 3),
         slow=chance.choice((0.0, 0.0, 0.0, 0.0, 0.03)),
         skews_ns=[chance.choice((0, 0, -1, 1)) * chance.randrange(3 * 10**9) for _ in range(8)],
+        whole_max=chance.choice((0, 0, 0, 2)),
+        slices=chance.choice((1, 2, 3, 8)),
+        changed_max=chance.choice((1, 2, 1_000)),
     )
 
 

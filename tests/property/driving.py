@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 from hypothesis import strategies as st
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.core import envelope
+from broker_pipeline.core import envelope, snapshot
 from broker_pipeline.core.commands import Command, Dispatch, Emit
 from broker_pipeline.core.events import Event
 from broker_pipeline.core.machine import Machine
@@ -184,6 +185,42 @@ class World:
         while self.queue:
             commands += self.complete(0)
         return commands
+
+
+def whole(machine: Machine) -> tuple[bytes, list[bytes]]:
+    """A machine as the bytes of one snapshot, which it does not notice."""
+    changed, held = dict(machine.changed), [i.held_by for i in machine.instances.values()]
+    taken = snapshot.Chain().take(machine)
+    machine.changed = changed
+    for instance, number in zip(machine.instances.values(), held, strict=True):
+        instance.held_by = number
+    return taken.head, taken.parts
+
+
+def state_of(machine: Machine) -> tuple[object, ...]:
+    """All that a machine knows, in the order that counts: two that are equal decide alike."""
+    instances = [msgspec.msgpack.encode(i.dump()) for i in machine.instances.values()]
+    actives = [instance.active for instance in machine.instances.values()]
+    assert actives == sorted(actives)
+    held = (machine.applied, machine.time, machine.plan, list(machine.gaps.items()))
+    return (*held, machine.unplanned, machine.oldest_source(), sorted(instances))
+
+
+@dataclass
+class Shelf:
+    """Where a chain of snapshots is stored: the parts that the newest head needs, in order."""
+
+    head: bytes = b""
+    parts: list[bytes] = field(default_factory=list)
+
+    def put(self, taken: snapshot.Taken) -> None:
+        """Store one, as a store does."""
+        self.head = taken.head
+        self.parts = self.parts[len(self.parts) - taken.kept :] + taken.parts
+
+    def restore(self) -> tuple[Machine, snapshot.Chain]:
+        """Read it again."""
+        return snapshot.restore(snapshot.read_head(self.head), self.parts)
 
 
 def emits(commands: list[Command]) -> list[Emit]:

@@ -12,6 +12,7 @@ import pytest
 
 from broker_pipeline import Mode
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.core import snapshot
 from broker_pipeline.core.names import (
     HEADER_CONTROL,
     HEADER_NUMBER,
@@ -48,7 +49,9 @@ CHAINS = [
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Snapshots whenever there is something new."""
     monkeypatch.setattr(leading, "SNAPSHOT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(leading, "SNAPSHOT_COST", 0)
+    monkeypatch.setattr(snapshot, "WHOLE_MAX", 0)
+    monkeypatch.setattr(snapshot, "SLICES", 2)
+    monkeypatch.setattr(snapshot, "SLICES_MAX", 4)
 
     async def at_once(function: Callable[..., object], *args: object) -> object:
         return function(*args)
@@ -247,6 +250,25 @@ async def test_a_leader_whose_snapshot_is_refused_ends_at_once() -> None:
     await shard.broker.kv_put(STATE_BUCKET, key, raw)
     await shard.send("a", b"y")
     assert isinstance(await outcome_of(stale.task), LeadershipLostError)
+    await shard.end()
+
+
+async def test_much_that_changed_is_stored_before_it_is_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CHANGED_MAX instances are worth a snapshot, fewer are not: none is ever much larger."""
+    monkeypatch.setattr(leading, "SNAPSHOT_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(snapshot, "CHANGED_MAX", 5)
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    running = shard.lead()
+    for token in "abcd":
+        await shard.send(token, b"x")
+    await until(lambda: len(running.leader.machine.changed) == 4)
+    await turns(50)
+    assert running.leader._stored_applied == 0
+    await shard.send("e", b"x")
+    await until(lambda: running.leader._stored_applied > 1)
+    assert not running.leader.machine.changed
     await shard.end()
 
 
