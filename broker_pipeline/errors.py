@@ -128,6 +128,25 @@ class ServerStartError(BrokerError):
     code = "BP309"
 
 
+class StorageFullError(PublishRefusedError):
+    """The broker has no room: the disk, its JetStream limit or that of the account is used up."""
+
+    code = "BP315"
+    retriable = True
+
+
+class NotStoringError(PublishTimeoutError):
+    """The broker answers questions and stores nothing, as after a write that failed."""
+
+    code = "BP316"
+
+
+class ServerEndedError(BrokerError):
+    """The embedded nats-server ended while it was needed."""
+
+    code = "BP317"
+
+
 class MalformedPackageError(BrokerPipelineError):
     """Bytes that claim to be a DataPackage are not one."""
 

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from broker_pipeline.broker import headers
 from broker_pipeline.broker.connection import Connection
 from broker_pipeline.broker.port import Message, StreamState
+from broker_pipeline.broker.storage import storage_full
 from broker_pipeline.errors import (
     BrokerError,
     BrokerTooOldError,
@@ -23,6 +24,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.journey import NS
 
 REQUEST_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 1.0
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 2.0
 API_LEVEL_MIN = 4
@@ -109,11 +111,11 @@ class JetStreamApi:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def _cancellable(self, subject: str, payload: bytes) -> Msg:
+    async def ask(self, subject: str, payload: bytes, timeout_s: float) -> Msg:
         """nats-py's request, which may be cancelled: its `wait_for` swallows a cancellation that
         comes together with the reply (Python 3.11), and whoever cancels would wait for ever."""
         asking = asyncio.ensure_future(
-            self._connection.nc.request(subject, payload, timeout=REQUEST_TIMEOUT_S)
+            self._connection.nc.request(subject, payload, timeout=timeout_s)
         )
         try:
             await asyncio.wait((asking,))
@@ -135,7 +137,7 @@ class JetStreamApi:
         payload = b"" if body is None else msgspec.json.encode(body)
         subject = f"$JS.API.{path}"
         try:
-            reply = await self._cancellable(subject, payload)
+            reply = await self.ask(subject, payload, REQUEST_TIMEOUT_S)
         except nats.errors.NoRespondersError as error:
             raise BrokerUnavailableError(
                 f"the broker has nobody to answer {subject!r}; expected JetStream to be enabled "
@@ -156,6 +158,14 @@ class JetStreamApi:
         if result.error is not None:
             raise _error(subject, result.error)
         return result
+
+    async def answers(self) -> bool:
+        """Whether JetStream answers within ANSWER_TIMEOUT_S."""
+        try:
+            await self.ask("$JS.API.INFO", b"", ANSWER_TIMEOUT_S)
+        except (nats.errors.Error, OSError):
+            return False
+        return True
 
     async def check_level(self) -> None:
         """Raise BrokerTooOldError unless the broker has what this package needs."""
@@ -221,6 +231,8 @@ async def pause_before_retry(attempt: int) -> None:
 
 
 def _error(subject: str, error: ApiError) -> BrokerError:
+    if (full := storage_full(subject, error.err_code, error.description)) is not None:
+        return full
     kind = NotFoundError if error.code == 404 else BrokerError
     return kind(
         f"the broker refused {subject!r}: {error.description} (code {error.err_code})",

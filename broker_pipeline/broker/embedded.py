@@ -15,13 +15,15 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from broker_pipeline.errors import ServerStartError
+from broker_pipeline.errors import ServerEndedError, ServerStartError
 
 # It starts in 10-60 ms; a store with much to recover takes longer.
 START_TIMEOUT_S = 15.0
 # nats-server closes its streams within milliseconds; what a SIGKILL loses is not acknowledged.
 STOP_GRACE_S = 5.0
 POLL_S = 0.002
+# How late the end of a server that nobody asked to end is noticed.
+ENDED_POLL_S = 0.25
 STDERR_TAIL_LINES = 8
 
 # The intervals that recovery depends on: a peer that is gone is noticed within 15 s, well below
@@ -212,6 +214,23 @@ class EmbeddedServer:
             return "(none)"
         return "\n".join(text.splitlines()[-STDERR_TAIL_LINES:])
 
+    async def ended(self) -> None:
+        """Return never: raise as soon as the server has ended by itself.
+
+        Raises:
+            ServerEndedError: it has.
+        """
+        guardian, pid = self._guardian, self._pid
+        assert guardian is not None
+        while guardian.poll() is None:  # noqa: ASYNC110 - it is another process
+            await asyncio.sleep(ENDED_POLL_S)
+        raise ServerEndedError(
+            f"the embedded nats-server (process {pid!r}) ended with code {guardian.returncode!r}; "
+            f"expected it to run for as long as the roles; begin anew; its last lines:\n"
+            f"{self._stderr_tail()}",
+            pid=pid,
+        )
+
     async def kill(self) -> None:
         """End it at once, as a crash would (SIGKILL); `start` starts it again on the same store."""
         if self._pid:
@@ -232,9 +251,13 @@ class EmbeddedServer:
 
     async def _reap(self) -> None:
         """Wait for the guardian, which ends as soon as its server has."""
-        guardian, self._guardian, self._pid = self._guardian, None, 0
+        guardian, pid = self._guardian, self._pid
+        self._guardian, self._pid = None, 0
         if guardian is None:
             return
+        if (guardian.poll() or 0) < 0:  # it was killed itself, and could end nothing
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         deadline = asyncio.get_running_loop().time() + STOP_GRACE_S + 1.0
         while guardian.poll() is None:
             if asyncio.get_running_loop().time() > deadline:

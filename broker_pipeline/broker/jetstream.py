@@ -22,11 +22,13 @@ from broker_pipeline.broker.port import (
     Handler,
     Message,
     OrderedPublisher,
+    Presence,
     PubAck,
     StreamSpec,
     StreamState,
     Subscription,
 )
+from broker_pipeline.broker.presence import Presences
 from broker_pipeline.broker.publish import PipelinedPublisher
 from broker_pipeline.broker.pull import Puller, Reader
 from broker_pipeline.errors import BrokerUnavailableError, NotFoundError
@@ -74,8 +76,9 @@ class JetStreamBroker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._api = JetStreamApi(connection)
-        self._publisher = PipelinedPublisher(connection)
+        self._publisher = PipelinedPublisher(connection, self._api.answers)
         self._buckets = Buckets(self._api, self._publish_now)
+        self._presences = Presences(connection, self._api)
         self._open: set[Puller] = set()
 
     async def begin(self) -> None:
@@ -319,3 +322,12 @@ class JetStreamBroker:
         entries = await self.read_range(stream, base + ">", start_seq=1, headers_only=True)
         keys = [each.subject[len(base) :] for each in entries if not is_marker(each)]
         return [key for key in keys if key.startswith(prefix)]
+
+    # -- presence -------------------------------------------------------------------------------
+    async def be_present(self, subject: str) -> None:
+        """See `Broker.be_present`."""
+        await self._presences.be_present(subject)
+
+    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
+        """See `Broker.presence`."""
+        return await self._presences.presence(subject, timeout_s)

@@ -9,6 +9,8 @@ leaders at once interleave into the same order (docs/design.md, One idea).
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -17,6 +19,8 @@ from broker_pipeline.errors import BrokerError, ConnectionLostError, LeadershipL
 
 # Renewing every third of the TTL leaves room for one renewal that fails and one that is late.
 RENEWALS_PER_TTL = 3
+# Longer than any host's name (64) with what makes it unlike others; it becomes part of a subject.
+HOLDER_LENGTH_MAX = 128
 
 
 class LeaseRecord(msgspec.Struct, frozen=True):
@@ -28,8 +32,17 @@ class LeaseRecord(msgspec.Struct, frozen=True):
             anew when the value has vanished.
     """
 
-    holder: str
+    holder: Annotated[str, msgspec.Meta(min_length=1, max_length=HOLDER_LENGTH_MAX)]
     term: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease as another holds it; a renewal changes the revision."""
+
+    holder: str
+    term: int
+    revision: int
 
 
 class Lease:
@@ -41,6 +54,9 @@ class Lease:
         name: the key; one lease each.
         holder: this process's id, unlike any other's.
         ttl_s: the bucket's TTL, in seconds.
+
+    Attributes:
+        seen: who had it at the last `acquire` in vain; None where that is not known.
     """
 
     def __init__(
@@ -54,6 +70,7 @@ class Lease:
         self._term = 0
         self._revision: int | None = None
         self._expires = 0.0
+        self.seen: Held | None = None
 
     @property
     def held(self) -> bool:
@@ -73,6 +90,7 @@ class Lease:
     async def acquire(self) -> bool:
         """Take the lease if nobody holds it; False where somebody does."""
         asked = _now()
+        self.seen = None
         found = await self._broker.kv_get(self._bucket, self._name)
         if found is None:
             self._term = 1
@@ -82,15 +100,24 @@ class Lease:
                 record = msgspec.json.decode(found.value, type=LeaseRecord)
             except msgspec.MsgspecError:
                 return False  # a stranger's: it vanishes with its TTL like any other
+            held = Held(record.holder, record.term, found.revision)
             if record.holder != self._holder:
+                self.seen = held
                 return False
             # Left by this very holder, whose renewal was answered by nobody.
-            self._term = record.term + 1
-            asked = _now()
-            revision = await self._write(found.revision)
+            return await self.take_over(held)
         self._revision = revision
         self._expires = asked + self._ttl_s
         return revision is not None
+
+    async def take_over(self, held: Held) -> bool:
+        """Take the lease from a holder that is gone, before its TTL is over; False where it was
+        renewed, removed or taken since."""
+        asked = _now()
+        self._term = held.term + 1
+        self._revision = await self._write(held.revision)
+        self._expires = asked + self._ttl_s
+        return self._revision is not None
 
     async def renew(self) -> None:
         """Extend the lease by its TTL.
@@ -120,10 +147,11 @@ class Lease:
             LeadershipLostError: it could not be renewed within the TTL, or another has taken it.
             ConnectionLostError: the connection is gone for good.
         """
+        last = ""
         while True:
             await asyncio.sleep(min(self._ttl_s / RENEWALS_PER_TTL, self.remaining_s))
             if not self.held:
-                raise self._lost(f"it could not be renewed within {self._ttl_s:g} s")
+                raise self._lost(f"it could not be renewed within {self._ttl_s:g} s{last}")
             try:
                 async with asyncio.timeout(self.remaining_s):
                     await self.renew()
@@ -136,6 +164,7 @@ class Lease:
                 # One try in vain is no loss; the deadline above decides.
                 if not error.retriable:
                     raise
+                last = f" ({error})"
 
     async def _write(self, revision: int) -> int | None:
         return await self._broker.kv_update(self._bucket, self._name, self._value(), revision)

@@ -25,6 +25,7 @@ from broker_pipeline.broker.port import (
     Handler,
     Message,
     OrderedPublisher,
+    Presence,
     PubAck,
     StreamSpec,
     StreamState,
@@ -56,6 +57,7 @@ class MemoryServer(Store):
         super().__init__(now_ns)
         self.max_payload = max_payload
         self.pump = Pump()
+        self.present: dict[str, list[MemoryBroker]] = {}
 
     def connect(self, *, reconnect: bool = False) -> MemoryBroker:
         """A new connection. With `reconnect` it survives `disconnect`, as a real one would."""
@@ -374,6 +376,18 @@ class MemoryBroker:
         """See `Broker.kv_keys`."""
         keys = self.server().bucket(bucket).keys(self._loop.time())
         return [key for key in keys if key.startswith(prefix)]
+
+    # -- presence -------------------------------------------------------------------------------
+    async def be_present(self, subject: str) -> None:
+        """See `Broker.be_present`."""
+        present = self.server().present
+        living = [each for each in present.get(subject, ()) if not each._closed]
+        present[subject] = [*living, self]
+
+    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
+        """See `Broker.presence`; here nobody is ever SILENT."""
+        present = self.server().present.get(subject, [])
+        return Presence.GONE if all(each._closed for each in present) else Presence.HERE
 
 
 def _gone() -> ConnectionLostError:

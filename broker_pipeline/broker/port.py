@@ -118,6 +118,14 @@ class Entry:
     revision: int
 
 
+class Presence(Enum):
+    """What came of asking whether somebody is there."""
+
+    HERE = "it answered"
+    SILENT = "no answer came in time"
+    GONE = "no connection would answer"
+
+
 Handler = Callable[[Message], None]
 """Takes one message, on the event loop, quickly; what it raises ends the reading."""
 
@@ -304,6 +312,15 @@ class Broker(Protocol):
 
     async def kv_keys(self, bucket: str, prefix: str = "") -> list[str]:
         """The keys with a value that begin with `prefix`."""
+
+    # -- presence -------------------------------------------------------------------------------
+    async def be_present(self, subject: str) -> None:
+        """Answer whoever asks on a subject that no stream stores, from when this returns to the end
+        of the connection."""
+
+    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
+        """Ask. A peer that hangs is SILENT; GONE says that its connection has ended, unless it has
+        just begun and another server of the cluster does not know of it yet."""
 
     async def close(self) -> None:
         """Flush what is written and close; idempotent."""

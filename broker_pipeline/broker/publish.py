@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -17,6 +17,7 @@ from broker_pipeline.broker.api import ApiError
 from broker_pipeline.broker.connection import Connection
 from broker_pipeline.broker.headers import check_size, encode, status
 from broker_pipeline.broker.port import PubAck
+from broker_pipeline.broker.storage import not_storing, storage_full
 from broker_pipeline.errors import (
     ConnectionLostError,
     PublishRefusedError,
@@ -26,7 +27,7 @@ from broker_pipeline.errors import (
 # Measured: throughput is flat from about 1,000 on; 4,000 leaves room for slower links.
 WINDOW_MESSAGES = 4_000
 WINDOW_BYTES = 16 << 20
-# One timer for all: a timeout is noticed at most this much late.
+# One timer for all: a timeout is noticed at most this much late, and told when it is known why.
 SWEEP_S = 0.25
 
 
@@ -61,16 +62,24 @@ class _Pending:
 
 
 class PipelinedPublisher:
-    """Publishes over one connection, with a window bounded in messages and bytes."""
+    """Publishes over one connection, with a window bounded in messages and bytes.
+
+    Args:
+        answers: whether the broker answers questions, asked when an ack does not come; it is
+            bounded in time and does not raise.
+    """
 
     def __init__(
         self,
         connection: Connection,
+        answers: Callable[[], Awaitable[bool]],
         *,
         window_messages: int = WINDOW_MESSAGES,
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self._connection = connection
+        self._answers = answers
+        self._explaining: set[asyncio.Task[None]] = set()
         self._window_messages = window_messages
         self._window_bytes = window_bytes
         self._loop = asyncio.get_running_loop()
@@ -179,20 +188,20 @@ class PipelinedPublisher:
     def _sweep(self) -> None:
         now = self._loop.time()
         late = [token for token, each in self._pending.items() if each.deadline <= now]
-        for token in late:
-            pending = self._take(token)
-            if pending is not None and not pending.future.done():
-                pending.future.set_exception(
-                    PublishTimeoutError(
-                        f"no acknowledgement for a message on {pending.subject!r} came within "
-                        f"{pending.timeout_s:g} s; it may or may not be stored; publish it again "
-                        "with the same id",
-                        subject=pending.subject,
-                        timeout_s=pending.timeout_s,
-                    )
-                )
+        taken = [pending for token in late if (pending := self._take(token)) is not None]
+        if taken:
+            task = self._loop.create_task(self._end_late(taken), name="late acks")
+            self._explaining.add(task)
+            task.add_done_callback(self._explaining.discard)
         waiting = self._pending or self._waiting
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if waiting else None
+
+    async def _end_late(self, late: list[_Pending]) -> None:
+        """A broker that answers otherwise does not store: that is worth another error."""
+        answers = await self._answers()
+        for pending in late:
+            if not pending.future.done():
+                pending.future.set_exception(_late(pending, answers))
 
     def disconnected(self, error: ConnectionLostError) -> None:
         """End every future: which of the messages arrived is not known."""
@@ -210,6 +219,17 @@ class PipelinedPublisher:
 
     def reconnected(self) -> None:
         """Nothing to do: the subscription is restored, and there is nothing under way."""
+
+
+def _late(pending: _Pending, answers: bool) -> PublishTimeoutError:
+    if answers:
+        return not_storing(pending.subject, pending.timeout_s)
+    return PublishTimeoutError(
+        f"no acknowledgement for a message on {pending.subject!r} came within "
+        f"{pending.timeout_s:g} s; it may or may not be stored; publish it again with the same id",
+        subject=pending.subject,
+        timeout_s=pending.timeout_s,
+    )
 
 
 def _parse_ack(subject: str, data: bytes, head: bytes | None) -> Acknowledgement:
@@ -242,7 +262,8 @@ def no_stream(subject: str, head: bytes | None) -> PublishRefusedError:
 
 def refusal(subject: str, error: ApiError) -> PublishRefusedError:
     """The error for a message that the broker did not store."""
-    return PublishRefusedError(
+    full = storage_full(subject, error.err_code, error.description)
+    return full or PublishRefusedError(
         f"the broker refused a message on {subject!r}: {error.description} "
         f"(code {error.err_code}); it is not stored",
         err_code=error.err_code,

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 
 from broker_pipeline.broker.headers import check_size, encode
 from broker_pipeline.broker.port import Broker, PubAck
+from broker_pipeline.broker.storage import WHY_SILENT
 from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER
 from broker_pipeline.errors import (
     BrokerError,
     ConnectionLostError,
+    NotStoringError,
     PublishRefusedError,
     PublishTimeoutError,
+    StorageFullError,
 )
 
 RENEW_AFTER_S = 10.0
@@ -75,7 +78,8 @@ class Producer:
         Raises:
             PayloadTooLargeError, PayloadError: it cannot be sent; no number was used up.
             PublishRefusedError: the broker did not store it.
-            PublishTimeoutError: whether it is stored is not known.
+            StorageFullError: nor had the broker room for it until `timeout_s` was over.
+        PublishTimeoutError: whether it is stored is not known.
             ConnectionLostError: it was never sent.
         """
         async with self._turn:
@@ -164,7 +168,8 @@ class _Message:
             except (PublishTimeoutError, ConnectionLostError) as error:
                 last: BrokerError = error
             except PublishRefusedError as error:
-                if error.err_code not in PASSING_REFUSALS:
+                passing = error.err_code in PASSING_REFUSALS
+                if not passing and not isinstance(error, StorageFullError):
                     raise
                 last = error
             if self._loop.time() + delay >= deadline or self._broker.lost.done():
@@ -197,10 +202,13 @@ class _Message:
                 f"{self._timeout_s:g} s; it is not stored; send it again when the broker is back",
                 subject=self._subject,
             )
-        return PublishTimeoutError(
+        not_storing = isinstance(last, NotStoringError)
+        kind = NotStoringError if not_storing else PublishTimeoutError
+        why = f"; {WHY_SILENT}" if not_storing else ""
+        return kind(
             f"whether a package on {self._subject!r} is stored is not known: no answer came within "
             f"{self._timeout_s:g} s, and it was sent; it may still come out, once; calling send "
-            "with it again makes a second package, which may come out beside it",
+            f"with it again makes a second package, which may come out beside it{why}",
             subject=self._subject,
             msg_id=self._msg_id,
             timeout_s=self._timeout_s,

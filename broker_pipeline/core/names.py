@@ -180,6 +180,13 @@ def lease_key(pipeline: str, shard: int) -> str:
     return f"{pipeline}.{shard}"
 
 
+def presence_subject(pipeline: str, shard: int, holder: str) -> str:
+    """Where the holder of a shard's lease answers while it is connected. No stream stores it: the
+    log takes what begins with `bp.`."""
+    token = "".join([_TOKEN[byte] for byte in holder.encode()])
+    return f"bp-presence.{pipeline}.{shard}.{token}"
+
+
 def snapshot_stream(pipeline: str, shard: int = 0) -> str:
     """The stream that holds the parts of a shard's snapshots."""
     return f"BPS_{pipeline}_{shard}"

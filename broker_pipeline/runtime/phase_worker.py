@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Broker, Message, PubAck, Subscription
@@ -33,6 +34,7 @@ from broker_pipeline.package import DataPackage, parse_envelope
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
 from broker_pipeline.runtime.failures import Failures
+from broker_pipeline.runtime.holding import Holding, Send
 from broker_pipeline.runtime.states import StateKeeper, States
 
 log = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ class PhaseWorker:
         self._catching_up: dict[asyncio.Task[None], _Here] = {}
         self._catch_up_turn = asyncio.Semaphore(CATCH_UPS_MAX)
         self._subscription: Subscription | None = None
+        self._holding = Holding(self.name, self._ask_soon)
         self._asking = False
         self._draining = False
         self._emptied = asyncio.Event()
@@ -138,6 +141,7 @@ class PhaseWorker:
             self._draining = True
             for task in self._catching_up:
                 task.cancel()
+            self._holding.close()
             await subscription.stop()
 
     async def _work(self, subscription: Subscription, stop: asyncio.Event) -> None:
@@ -239,7 +243,7 @@ class PhaseWorker:
         self._asking = False
         if self._subscription is not None and not self._draining:
             wanted = self._executor.wanted() - len(self._catching_up)
-            self._subscription.set_credit(max(0, wanted))
+            self._subscription.set_credit(0 if self._holding.full else max(0, wanted))
 
     def _submit(self, here: _Here, envelope: pb.DataPackage, states: States | None) -> None:
         self._executor.submit([Job(DataPackage.wrap(envelope, self._types), here, states)])
@@ -318,10 +322,10 @@ class PhaseWorker:
         else:
             subject = self._subjects.completion(controller, here.token)
             msg_id = completion_id(envelope.id, controller)
-        stored = await self._broker.start_publish(subject, data, msg_id=msg_id)
-        stored.add_done_callback(lambda ack: self._acknowledged(here, ack))
+        send = partial(self._broker.start_publish, subject, data, msg_id=msg_id)
+        (await send()).add_done_callback(partial(self._acknowledged, here, send))
 
-    def _acknowledged(self, here: _Here, ack: asyncio.Future[PubAck]) -> None:
+    def _acknowledged(self, here: _Here, send: Send, ack: asyncio.Future[PubAck]) -> None:
         if ack.cancelled():
             return
         error = ack.exception()
@@ -335,7 +339,7 @@ class PhaseWorker:
             else:
                 self._states.confirm(here.token, here.message.stream_seq)
             self._stored.put_nowait(here)
-        else:
+        elif not self._holding.hold(error, send, partial(self._acknowledged, here, send)):
             self._unpublished(here, error)
 
     def _unpublished(self, here: _Here, error: BaseException) -> None:

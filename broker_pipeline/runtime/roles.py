@@ -15,11 +15,11 @@ from broker_pipeline.broker import jetstream
 from broker_pipeline.broker.lease import Lease
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.client.deploy import require_deployed
-from broker_pipeline.core.names import LEASE_BUCKET, LEASE_TTL_S, lease_key
 from broker_pipeline.errors import BrokerPipelineError, LeadershipLostError
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.leader import Leader
 from broker_pipeline.runtime.lifecycle import unless_stopped
+from broker_pipeline.runtime.standby import Standby
 from broker_pipeline.runtime.worker import Worker, WorkerEnd
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,9 @@ Announce = Callable[[str], None]
 READY = "is ready"
 STANDS_BY = "stands by"
 """What a worker and a controller announce first; a supervisor waits for it."""
-STANDBY_POLL_S = 0.1
-"""How often a standby looks whether the shard is free: a clean stop hands over within 300 ms."""
+TRUST_AGAIN_S = 30.0
+"""A controller that has lost its lease alive relies on the TTL alone for so long: should it and its
+successor not see each other, they must not depose each other in turns."""
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 2.0
 """Between two attempts to lead or to connect again, doubling from the first to the last."""
@@ -60,6 +61,7 @@ async def run_controller(
     broker: Broker | None = await jetstream.connect(url, reconnect=False, name=name)
     loop = asyncio.get_running_loop()
     retry_s = RETRY_MIN_S
+    trusts_from = loop.time()
     try:
         assert broker is not None
         await require_deployed(broker, pipeline)
@@ -70,11 +72,16 @@ async def run_controller(
                 if broker is None:
                     broker = await _connect_or_stop(url, name, stop)
                 if broker is not None:
-                    await _lead_or_stand_by(broker, pipeline, shard, holder, stop, announce)
+                    standby = Standby(
+                        broker, pipeline, shard, holder, trusts_from=trusts_from, announce=announce
+                    )
+                    await _lead_or_stand_by(broker, standby, pipeline, shard, stop, announce)
             except BrokerPipelineError as error:
                 # Crash-only: whatever happened, begin anew with nothing but what is stored.
                 log.warning("controller of %r begins anew: %s", pipeline, error)
                 announce(f"controller of {pipeline!r} begins anew: {error}")
+                if isinstance(error, LeadershipLostError):
+                    trusts_from = loop.time() + TRUST_AGAIN_S
                 lasted = loop.time() - begun > STEADY_S
                 retry_s = RETRY_MIN_S if lasted else min(RETRY_MAX_S, retry_s * 2)
                 await _sleep_or_stop(retry_s, stop)
@@ -99,24 +106,15 @@ async def _connect_or_stop(url: str, name: str, stop: asyncio.Event) -> Broker |
 
 async def _lead_or_stand_by(
     broker: Broker,
+    standby: Standby,
     pipeline: str,
     shard: int,
-    holder: str,
     stop: asyncio.Event,
     announce: Announce,
 ) -> None:
     """One connection's life: stand by until the shard is free, then lead it until the end."""
-    lease = Lease(
-        broker, LEASE_BUCKET, lease_key(pipeline, shard), holder=holder, ttl_s=LEASE_TTL_S
-    )
-
-    async def acquire() -> None:
-        while not await lease.acquire():
-            await asyncio.sleep(STANDBY_POLL_S)
-            if broker.lost.done():
-                broker.lost.result()
-
-    if not await unless_stopped(stop, acquire()):
+    lease = standby.lease
+    if not await unless_stopped(stop, standby.until_leading()):
         await _release(lease)
         return
     leader = Leader(

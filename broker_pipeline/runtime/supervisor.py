@@ -16,7 +16,7 @@ from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.client.deploy import deploy
 from broker_pipeline.errors import ChildFailedError
 from broker_pipeline.pipeline import Pipeline
-from broker_pipeline.runtime.lifecycle import SUPERVISED
+from broker_pipeline.runtime.lifecycle import SUPERVISED, unless_stopped
 from broker_pipeline.runtime.roles import READY, STANDS_BY, Announce
 from broker_pipeline.target import load_target
 
@@ -79,6 +79,7 @@ async def run_up(
 
     Raises:
         TargetError, ServerStartError, PlanError: it cannot begin.
+        ServerEndedError: the broker has ended by itself.
         ChildFailedError: a role cannot begin; its own line says why.
     """
     pipelines = [(target, load_target(target)) for target in targets]
@@ -92,7 +93,23 @@ async def run_up(
             await broker.close()
         children = plan_children(pipelines, workers=workers, slots=slots)
         supervisor = Supervisor(children, server.url, announce)
-        await supervisor.run(stop)
+        ending = asyncio.Event()
+
+        async def watch() -> None:
+            try:
+                await unless_stopped(stop, server.ended())
+            finally:
+                ending.set()
+
+        watching = asyncio.create_task(watch(), name="watch the broker")
+        try:
+            await supervisor.run(ending)
+        finally:
+            if not watching.done():
+                watching.cancel()
+            await asyncio.wait((watching,))
+        if not watching.cancelled():
+            watching.result()
 
 
 class Supervisor:

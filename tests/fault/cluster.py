@@ -121,6 +121,8 @@ class Cluster:
 
     async def _lead(self, role: Role) -> None:
         def announce(text: str) -> None:
+            if text.startswith("takes"):
+                self.network.injected["lead taken from a holder that is gone"] += 1
             role.leads = text.startswith("leads") or (role.leads and "anew" not in text)
 
         await roles.run_controller("sim", NAME, role.stop, announce=announce)

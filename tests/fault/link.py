@@ -14,6 +14,7 @@ from broker_pipeline.broker.port import (
     Entry,
     Handler,
     Message,
+    Presence,
     PubAck,
     StreamSpec,
     StreamState,
@@ -146,14 +147,19 @@ class Link:
             late: the error where no answer comes in time.
             lost: the kind of weather that may lose the answer.
         """
+        token, future = self._expect(timeout_s, late)
+        self.wire.to_server(self._serve, self.wire, token, work, lost)
+        return future
+
+    def _expect(self, timeout_s: float, late: Any) -> tuple[int, asyncio.Future[Any]]:
+        """A place for an answer, which is `late` when none comes in time."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self._token += 1
         token = self._token
         self._pending[token] = future
         timer = self._loop.call_later(timeout_s, self._answered, token, late)
         future.add_done_callback(lambda _: timer.cancel())
-        self.wire.to_server(self._serve, self.wire, token, work, lost)
-        return future
+        return token, future
 
     def _serve(self, wire: Wire, token: int, work: Callable[[], Any], lost: str) -> None:
         """At the broker."""
@@ -357,6 +363,31 @@ class Link:
     async def kv_keys(self, bucket: str, prefix: str = "") -> list[str]:
         """See `Broker`."""
         return await self._do("kv_keys", bucket, prefix)
+
+    # -- presence -------------------------------------------------------------------------------
+    async def be_present(self, subject: str) -> None:
+        """See `Broker`."""
+        present, wire = self.network.present, self.wire
+        await self.request(lambda: present.update({subject: wire}))
+
+    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
+        """See `Broker`."""
+        await self.until_up(timeout_s)
+        token, future = self._expect(timeout_s, Presence.SILENT)
+        self.wire.to_server(self._find, self.wire, token, subject)
+        return await future
+
+    def _find(self, wire: Wire, token: int, subject: str) -> None:
+        """At the broker: pass the question on, if there is somebody; he answers by the same way."""
+        network = self.network
+        peer = network.present.get(subject)
+        if network.chance_of(network.weather.lost_answers, "lost answer"):
+            return
+        if peer is None or network.chance_of(network.weather.unseen, "living peer not seen"):
+            wire.to_client(self._answered, token, Presence.GONE)
+        else:
+            answer = (wire.to_client, self._answered, token, Presence.HERE)
+            peer.to_client(peer.to_server, *answer)
 
 
 __all__ = ["PING_S", "ConnectionLostError", "Link", "connect"]

@@ -14,7 +14,9 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from broker_pipeline.broker.api import ApiError
 from broker_pipeline.broker.memory import MemoryBroker, MemoryServer
+from broker_pipeline.broker.publish import refusal
 from broker_pipeline.errors import BrokerError, ConnectionLostError, PublishRefusedError
 from broker_pipeline.journey import NS
 from tests.fault.loop import Process, VirtualLoop
@@ -22,7 +24,8 @@ from tests.fault.loop import Process, VirtualLoop
 T = TypeVar("T")
 
 EPOCH_NS = 1_700_000_000 * NS
-SERVER_FULL = 10077
+LOG_FULL = 10077
+SERVER_FULL = 10023
 NO_RESPONDERS = 503
 
 
@@ -36,6 +39,7 @@ class Weather:
         stalls: a link carries nothing for a while.
         gaps: a message of an ordered session is lost in the broker.
         lost_answers: the answer to any other request does not come.
+        unseen: a peer that is there is not seen by whoever asks for it.
     """
 
     latency_s: float = 0.0005
@@ -44,6 +48,7 @@ class Weather:
     stalls: float = 0.0
     gaps: float = 0.0
     lost_answers: float = 0.0
+    unseen: float = 0.0
 
 
 def finished(work: Any) -> Any:
@@ -64,6 +69,7 @@ class Network:
         away_until: there is no stream leader: publishes are refused, sessions end.
         full_until: `(ingress, everything)`: the log takes no more.
         injected: how often which fault was.
+        present: who answers on which subject.
     """
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
@@ -76,6 +82,7 @@ class Network:
         self.away_until = 0.0
         self.full_until = [0.0, 0.0]
         self.links: list[Wire] = []
+        self.present: dict[str, Wire] = {}
         self.server = self.process.context.run(lambda: MemoryServer(now_ns=self.now_ns))
         self.api = self.process.context.run(self.server.connect)
 
@@ -96,10 +103,12 @@ class Network:
         if now < self.away_until:
             self.injected["publish refused, no stream leader"] += 1
             raise _refused(subject, NO_RESPONDERS)
-        ingress = ".in." in subject
-        if now < self.full_until[1] or (ingress and now < self.full_until[0]):
-            self.injected["publish refused, log full"] += 1
+        if now < self.full_until[1]:
+            self.injected["publish refused, disk full"] += 1
             raise _refused(subject, SERVER_FULL)
+        if ".in." in subject and now < self.full_until[0]:
+            self.injected["publish refused, log full"] += 1
+            raise _refused(subject, LOG_FULL)
 
     def take_down(self, until: float) -> None:
         """The broker restarts: what is stored stays, every link is cut."""
@@ -109,11 +118,7 @@ class Network:
 
 
 def _refused(subject: str, code: int) -> PublishRefusedError:
-    return PublishRefusedError(
-        f"the broker refused a message on {subject!r} (code {code}); it is not stored",
-        err_code=code,
-        subject=subject,
-    )
+    return refusal(subject, ApiError(err_code=code, description="as the scenario says"))
 
 
 class Wire:
@@ -170,6 +175,9 @@ class Wire:
             self._end_session()
 
     def _end_session(self) -> None:
+        present = self.network.present
+        for subject in [each for each, wire in present.items() if wire is self]:
+            del present[subject]
         finished(self.session.close())
 
 

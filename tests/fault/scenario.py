@@ -239,6 +239,7 @@ def _draw_weather(chance: random.Random) -> Weather:
     weather = Weather(latency_s=chance.choice((0.0001, 0.0005, 0.003)))
     if chance.random() < 0.25:
         return weather
+    weather.unseen = chance.choice((0.0, 0.05, 0.5))
     for name in ("lost_acks", "late_acks", "stalls", "gaps", "lost_answers"):
         if chance.random() < 0.5:
             setattr(weather, name, chance.choice((0.002, 0.01, 0.05)))

@@ -43,8 +43,8 @@ class Role:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, *arguments: str, **environment: str) -> Role:
-        """Start one; its standard error goes to the test's."""
+    async def start(cls, *arguments: str, errors: int | None = None, **environment: str) -> Role:
+        """Start one; its standard error goes to the test's, unless `errors` says otherwise."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -53,6 +53,7 @@ class Role:
             cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
         )
         return cls(process)
 

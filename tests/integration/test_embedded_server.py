@@ -16,8 +16,11 @@ import pytest
 from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.broker.jetstream import connect
 from broker_pipeline.broker.port import StreamSpec
-from broker_pipeline.errors import ServerStartError
+from broker_pipeline.errors import ServerEndedError, ServerStartError
 from tests.contract.waiting import until
+
+BOUND_S = 15.0
+"""Until the end of a process must have been noticed."""
 
 PARENT = """
 import asyncio, os, sys
@@ -94,6 +97,32 @@ async def test_a_store_outlives_a_crash(tmp_path: Path) -> None:
         assert (await broker.get_message("LOG", 1)).data == b"kept"
         await broker.close()
     assert (tmp_path / "store").is_dir()
+
+
+async def test_its_end_is_noticed() -> None:
+    """Killed by somebody: ServerEndedError, with its process id."""
+    async with EmbeddedServer() as server:
+        watching = asyncio.ensure_future(server.ended())
+        pid = server.pid
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ServerEndedError, match=str(pid)):
+            async with asyncio.timeout(BOUND_S):
+                await watching
+
+
+async def test_a_killed_guardian_leaves_no_server() -> None:
+    """Its end is noticed like the server's, and `stop` ends the server without it."""
+    server = EmbeddedServer()
+    await server.start()
+    pid = server.pid
+    assert server._guardian is not None
+    server._guardian.kill()
+    with pytest.raises(ServerEndedError):
+        async with asyncio.timeout(BOUND_S):
+            await server.ended()
+    assert is_running(pid)
+    await server.stop()
+    await until(lambda: not is_running(pid))
 
 
 async def test_a_port_in_use_is_said() -> None:

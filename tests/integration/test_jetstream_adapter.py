@@ -442,6 +442,11 @@ async def test_a_consumer_that_is_gone_ends_the_reading(
 
 
 # -- publishing -----------------------------------------------------------------------------------
+async def no_answer() -> bool:
+    """As from a broker that hangs."""
+    return False
+
+
 async def test_a_publish_without_an_answer_times_out(
     server: EmbeddedServer, broker: JetStreamBroker
 ) -> None:
@@ -451,7 +456,7 @@ async def test_a_publish_without_an_answer_times_out(
     await client.flush()
     connection = Connection(server.url, reconnect=True, on_event=None)
     await connection.open("test")
-    publisher = PipelinedPublisher(connection, window_messages=2)
+    publisher = PipelinedPublisher(connection, no_answer, window_messages=2)
     await publisher.start()
     futures = [await publisher.start_publish("mute", b"", None, None, 0.1) for _ in range(6)]
     for future in futures:

@@ -69,6 +69,21 @@ async def test_a_child_that_cannot_begin_ends_everything() -> None:
     assert not alive(pids)
 
 
+async def test_a_broker_that_dies_ends_everything(leftovers: set[int]) -> None:
+    """The embedded server is killed: it is said, with exit code 2, and no process is left."""
+    role = await Role.start(
+        "up", f"{TARGET}ordered", "--port", "0", errors=asyncio.subprocess.STDOUT
+    )
+    await until(lambda: "ready" in role.lines or role.process.returncode is not None, "ready")
+    pids = children_of(role.process.pid)
+    leftovers |= pids
+    (server,) = [pid for pid in pids if b"nats-server" in command_of(pid).split(b"\0")[0]]
+    os.kill(server, signal.SIGKILL)
+    assert await role.ended() == 2
+    assert any("BP317" in line for line in role.lines), role.lines
+    assert not alive(pids)
+
+
 async def test_a_child_that_dies_is_started_again(leftovers: set[int]) -> None:
     """A worker is killed: it is said, and there is another; SIGTERM ends all with code 0."""
     role = await up("ordered")

@@ -16,9 +16,11 @@ from broker_pipeline.core.producers import HELD_MAX
 from broker_pipeline.errors import (
     BrokerError,
     ConnectionLostError,
+    NotStoringError,
     PayloadTooLargeError,
     PublishRefusedError,
     PublishTimeoutError,
+    StorageFullError,
 )
 
 Outcome = PubAck | BrokerError
@@ -89,6 +91,21 @@ async def test_a_broker_that_is_starting_is_asked_again() -> None:
     """503, no responders, passes."""
     broker = Scripted(PublishRefusedError("nobody", err_code=503))
     assert (await producer(broker).send(b"x", {})).stream_seq == 2
+
+
+async def test_a_broker_without_room_is_waited_for() -> None:
+    """Its refusals pass; when the time is over, the last of them says what is full."""
+    full = StorageFullError("no room", err_code=10023)
+    assert (await producer(Scripted(full, full)).send(b"x", {})).stream_seq == 3
+    with pytest.raises(StorageFullError):
+        await producer(Scripted(*[full] * 9), timeout_s=0.1).send(b"x", {})
+
+
+async def test_a_broker_that_stores_nothing_is_told_from_one_that_is_slow() -> None:
+    """The outcome is unknown all the same, and there is something to do about it."""
+    broker = Scripted(*[NotStoringError("silence")] * 9)
+    with pytest.raises(NotStoringError, match=r"is not known.*restart nats-server"):
+        await producer(broker, timeout_s=0.1).send(b"x", {})
 
 
 async def test_a_repeat_keeps_its_number_and_its_id() -> None:
