@@ -147,6 +147,12 @@ class ServerEndedError(BrokerError):
     code = "BP317"
 
 
+class ObjectDamagedError(BrokerError):
+    """A stored object is not what its description says: chunks are missing or changed."""
+
+    code = "BP318"
+
+
 class MalformedPackageError(BrokerPipelineError):
     """Bytes that claim to be a DataPackage are not one."""
 

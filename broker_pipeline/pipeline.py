@@ -32,8 +32,8 @@ class Phase:
         modules: at least one.
         ack_wait_s: seconds after which a package whose worker has gone silent is given to another.
             Workers send a sign of life three times in it, however long a module runs.
-        max_deliver: how often a package is tried before it leaves as ERROR: it may be killing its
-            workers.
+        max_deliver: how often a package is begun before it leaves as ERROR: it may be killing its
+            workers. The first two deliveries count as begun (docs/adr/0013); 1: never a second run.
     """
 
     name: str

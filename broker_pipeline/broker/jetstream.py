@@ -12,6 +12,7 @@ from broker_pipeline.broker.api import Answer, JetStreamApi
 from broker_pipeline.broker.buckets import Buckets, is_marker, subject_of
 from broker_pipeline.broker.connection import Connection
 from broker_pipeline.broker.fast_ingest import FastIngestPublisher
+from broker_pipeline.broker.objects import Objects
 from broker_pipeline.broker.port import (
     PUBLISH_TIMEOUT_S,
     READ_BYTES_MAX,
@@ -79,6 +80,12 @@ class JetStreamBroker:
         self._publisher = PipelinedPublisher(connection, self._api.answers)
         self._buckets = Buckets(self._api, self._publish_now)
         self._presences = Presences(connection, self._api)
+        self._objects = Objects(
+            self._api,
+            publish=self._publish_now,
+            start_publish=self.start_publish,
+            max_payload=lambda: self.max_payload,
+        )
         self._open: set[Puller] = set()
 
     async def begin(self) -> None:
@@ -118,6 +125,13 @@ class JetStreamBroker:
     ) -> Change:
         """See `Broker.ensure_bucket`."""
         config = provision.bucket_config(name, ttl_s, replicas)
+        return await provision.ensure_stream(self._api, config)
+
+    async def ensure_object_bucket(
+        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+    ) -> Change:
+        """See `Broker.ensure_object_bucket`."""
+        config = provision.object_bucket_config(name, ttl_s, replicas)
         return await provision.ensure_stream(self._api, config)
 
     async def stream_state(self, stream: str) -> StreamState:
@@ -331,3 +345,20 @@ class JetStreamBroker:
     async def presence(self, subject: str, *, timeout_s: float) -> Presence:
         """See `Broker.presence`."""
         return await self._presences.presence(subject, timeout_s)
+
+    # -- objects --------------------------------------------------------------------------------
+    async def object_put(self, bucket: str, name: str, data: bytes) -> None:
+        """See `Broker.object_put`."""
+        await self._objects.put(bucket, name, data)
+
+    async def object_get(self, bucket: str, name: str) -> bytes | None:
+        """See `Broker.object_get`."""
+        return await self._objects.get(bucket, name)
+
+    async def object_delete(self, bucket: str, name: str) -> None:
+        """See `Broker.object_delete`."""
+        await self._objects.delete(bucket, name)
+
+    async def delete_object_bucket(self, name: str) -> None:
+        """See `Broker.delete_object_bucket`."""
+        await self.delete_stream(provision.object_stream(name))

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from broker_pipeline.broker import headers as header_blocks
+from broker_pipeline.broker.memory_objects import MemoryObjects, ensure_bucket
 from broker_pipeline.broker.memory_ordered import MemoryOrderedPublisher
 from broker_pipeline.broker.memory_pull import ACK_PREFIX, MemorySubscription, Pump, delivery
-from broker_pipeline.broker.memory_store import Bucket, Consumer, Store
+from broker_pipeline.broker.memory_store import Consumer, Store
 from broker_pipeline.broker.port import (
     PUBLISH_TIMEOUT_S,
     READ_BYTES_MAX,
@@ -75,7 +76,7 @@ class MemoryServer(Store):
         return ack
 
 
-class MemoryBroker:
+class MemoryBroker(MemoryObjects):
     """A `Broker`: one connection to a `MemoryServer`."""
 
     def __init__(self, server: MemoryServer, *, reconnect: bool) -> None:
@@ -155,14 +156,7 @@ class MemoryBroker:
         self, name: str, *, ttl_s: float | None = None, replicas: int = 1
     ) -> Change:
         """See `Broker.ensure_bucket`; there is one replica whatever `replicas` says."""
-        buckets = self.server().buckets
-        if name not in buckets:
-            buckets[name] = Bucket(ttl_s)
-            return Change.CREATED
-        if buckets[name].ttl_s == ttl_s:
-            return Change.UNCHANGED
-        buckets[name].ttl_s = ttl_s
-        return Change.UPDATED
+        return ensure_bucket(self.server().buckets, name, ttl_s)
 
     async def stream_state(self, stream: str) -> StreamState:
         """See `Broker.stream_state`."""

@@ -297,6 +297,7 @@ class Store:
         self.now_ns = now_ns
         self.streams: dict[str, Stream] = {}
         self.buckets: dict[str, Bucket] = {}
+        self.objects: dict[str, Bucket] = {}
 
     def stream(self, name: str) -> Stream:
         """A stream. Raises NotFoundError."""
@@ -317,6 +318,16 @@ class Store:
                 bucket=name,
             )
         return self.buckets[name]
+
+    def object_bucket(self, name: str) -> Bucket:
+        """A bucket of objects. Raises NotFoundError."""
+        if name not in self.objects:
+            raise NotFoundError(
+                f"there is no object bucket {name!r}; expected one of {sorted(self.objects)!r}; "
+                "provision it first",
+                bucket=name,
+            )
+        return self.objects[name]
 
     def ensure(self, spec: StreamSpec) -> Change:
         """Create a stream, or bring it to `spec`. Raises BrokerError for subjects of another."""

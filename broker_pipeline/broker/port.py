@@ -203,6 +203,11 @@ class Broker(Protocol):
     ) -> Change:
         """Create the bucket; with `ttl_s` its values vanish that long after their last write."""
 
+    async def ensure_object_bucket(
+        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+    ) -> Change:
+        """Create the bucket of objects; with `ttl_s` they vanish that long after they were put."""
+
     async def stream_state(self, stream: str) -> StreamState:
         """The stream's extent, from its leader. Raises NotFoundError."""
 
@@ -321,6 +326,24 @@ class Broker(Protocol):
     async def presence(self, subject: str, *, timeout_s: float) -> Presence:
         """Ask. A peer that hangs is SILENT; GONE says that its connection has ended, unless it has
         just begun and another server of the cluster does not know of it yet."""
+
+    # -- objects --------------------------------------------------------------------------------
+    async def object_put(self, bucket: str, name: str, data: bytes) -> None:
+        """Store data of any size under a name, whatever was there. The last who puts it wins.
+
+        Raises:
+            PublishRefusedError: it is not stored; what was there before stays.
+            PublishTimeoutError, ConnectionLostError: it may or may not be stored, as a whole.
+        """
+
+    async def object_get(self, bucket: str, name: str) -> bytes | None:
+        """What was put last; None where nothing is. Raises ObjectDamagedError, NotFoundError."""
+
+    async def object_delete(self, bucket: str, name: str) -> None:
+        """Remove it; one that does not exist is no error."""
+
+    async def delete_object_bucket(self, name: str) -> None:
+        """Remove the bucket and all that is in it; one that does not exist is no error."""
 
     async def close(self) -> None:
         """Flush what is written and close; idempotent."""

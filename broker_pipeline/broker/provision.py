@@ -61,7 +61,6 @@ def consumer_config(spec: ConsumerSpec) -> Config:
 
 def bucket_config(name: str, ttl_s: float | None, replicas: int) -> Config:
     """The stream behind a key-value bucket, as the NATS clients lay it out, with a history of 1."""
-    window_s = min(BUCKET_DUPLICATE_WINDOW_S, ttl_s or BUCKET_DUPLICATE_WINDOW_S)
     return {
         "name": bucket_stream(name),
         "subjects": [f"$KV.{name}.>"],
@@ -70,12 +69,37 @@ def bucket_config(name: str, ttl_s: float | None, replicas: int) -> Config:
         "discard": "new",
         "max_msgs_per_subject": 1,
         "max_age": int((ttl_s or 0) * NS),
-        "duplicate_window": int(window_s * NS),
+        "duplicate_window": _bucket_window(ttl_s),
         "allow_rollup_hdrs": True,
         "deny_delete": True,
         "allow_direct": True,
         "num_replicas": replicas,
     }
+
+
+def _bucket_window(ttl_s: float | None) -> int:
+    return int(min(BUCKET_DUPLICATE_WINDOW_S, ttl_s or BUCKET_DUPLICATE_WINDOW_S) * NS)
+
+
+def object_bucket_config(name: str, ttl_s: float | None, replicas: int) -> Config:
+    """The stream behind a bucket of objects, as the NATS clients lay it out."""
+    return {
+        "name": object_stream(name),
+        "subjects": [f"$O.{name}.C.>", f"$O.{name}.M.>"],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_age": int((ttl_s or 0) * NS),
+        "duplicate_window": _bucket_window(ttl_s),
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+        "num_replicas": replicas,
+    }
+
+
+def object_stream(name: str) -> str:
+    """The stream of a bucket of objects."""
+    return f"OBJ_{name}"
 
 
 def bucket_stream(name: str) -> str:

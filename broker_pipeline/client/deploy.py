@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from broker_pipeline.broker.port import Broker, Change, ConsumerSpec, StreamSpec, StreamState
 from broker_pipeline.core.names import (
+    ATTEMPTS_TTL_S,
     LEASE_BUCKET,
     LEASE_TTL_S,
     STATE_BUCKET,
     Subjects,
+    attempts_bucket,
     consumer_name,
     ingress_subject,
     module_bucket,
+    object_bucket,
     plan_key,
     snapshot_key,
     snapshot_stream,
@@ -154,12 +158,11 @@ async def _forget_older_log(broker: Broker, pipeline: str) -> None:
     await broker.kv_delete(STATE_BUCKET, plan_key(pipeline))
     await broker.kv_delete(STATE_BUCKET, snapshot_key(pipeline, SHARD))
     await broker.delete_stream(snapshot_stream(pipeline, SHARD))
-    try:
-        states = await broker.kv_keys(module_bucket(pipeline))
-    except NotFoundError:
-        return
-    for key in states:
-        await broker.kv_delete(module_bucket(pipeline), key)
+    await broker.delete_object_bucket(object_bucket(pipeline))
+    for bucket in (module_bucket(pipeline), attempts_bucket(pipeline)):
+        with contextlib.suppress(NotFoundError):
+            for key in await broker.kv_keys(bucket):
+                await broker.kv_delete(bucket, key)
 
 
 async def _provision(broker: Broker, plan: Plan, changes: _Changes) -> None:
@@ -174,6 +177,13 @@ async def _provision(broker: Broker, plan: Plan, changes: _Changes) -> None:
     kept_s = STATE_IDLE_FACTOR * plan.instance_idle_ns / NS
     states = module_bucket(name)
     changes.note(f"bucket {states}", await broker.ensure_bucket(states, ttl_s=kept_s))
+    if any(phase.stateful for controller in plan.controllers for phase in controller.phases):
+        objects = object_bucket(name)
+        change = await broker.ensure_object_bucket(objects, ttl_s=kept_s)
+        changes.note(f"object bucket {objects}", change)
+    attempts = attempts_bucket(name)
+    change = await broker.ensure_bucket(attempts, ttl_s=ATTEMPTS_TTL_S)
+    changes.note(f"bucket {attempts}", change)
     # The log comes after what its readers need: who finds the log finds the rest.
     ingress = ingress_subject(name, "*")
     spec = StreamSpec(

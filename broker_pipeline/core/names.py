@@ -207,6 +207,26 @@ def module_key(shard: int, controller: str, phase: str, token: str) -> str:
     return f"{shard}.{controller}.{phase}.{token}"
 
 
+def object_bucket(pipeline: str) -> str:
+    """The objects of a pipeline: states that are larger than a message may be (docs/adr/0014)."""
+    return f"bp_states_{pipeline}"
+
+
+def attempts_bucket(pipeline: str) -> str:
+    """How often packages were begun that came more than twice (docs/adr/0013)."""
+    return f"bp_attempts_{pipeline}"
+
+
+ATTEMPTS_TTL_S = 86_400.0
+"""So long a record of attempts is kept after the last of them. A package that waits for its next
+attempt for a day may be tried a few times more."""
+
+
+def attempts_key(shard: int, controller: str, phase: str, stream_seq: int) -> str:
+    """The key of the attempts at the message `stream_seq` of a phase's queue."""
+    return f"{shard}.{controller}.{phase}.{stream_seq}"
+
+
 def consumer_name(controller: str, phase: str) -> str:
     """The durable consumer of a phase's queue. '=' is in no name, so no two phases share one."""
     return f"{controller}={phase}"

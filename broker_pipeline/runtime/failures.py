@@ -73,10 +73,10 @@ class Failures:
         if envelope.ByteSize() > bytes_max - ROOM_BYTES:
             shortened(envelope, bytes_max)
 
-    def poison(self, deliveries: int) -> PoisonPackageError:
-        """The error of a package that was delivered too often."""
+    def poison(self, begun: int) -> PoisonPackageError:
+        """The error of a package that was begun too often."""
         return PoisonPackageError(
-            f"delivered {deliveries} times without a result: it may be killing its worker; look at "
+            f"begun {begun} times without a result: it may be killing its worker; look at "
             f"the workers' logs, then run this package alone in {self._controller}.{self._phase}",
-            delivered=deliveries,
+            begun=begun,
         )

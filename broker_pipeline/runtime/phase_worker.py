@@ -15,27 +15,17 @@ from collections.abc import Callable
 from functools import partial
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.broker.port import Broker, Message, PubAck, Subscription
-from broker_pipeline.core.names import (
-    Subjects,
-    completion_id,
-    consumer_name,
-    dispatch_id,
-    stream_name,
-)
-from broker_pipeline.errors import (
-    BrokerPipelineError,
-    MalformedPackageError,
-    PayloadTooLargeError,
-    StateError,
-)
+from broker_pipeline.broker.port import Broker, Message, Subscription
+from broker_pipeline.core.names import Subjects, consumer_name, stream_name
+from broker_pipeline.errors import BrokerPipelineError, MalformedPackageError, StateError
 from broker_pipeline.journey import Status
 from broker_pipeline.package import DataPackage, parse_envelope
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
 from broker_pipeline.runtime.failures import Failures
-from broker_pipeline.runtime.holding import Holding, Send
+from broker_pipeline.runtime.results import Here, Results
 from broker_pipeline.runtime.states import StateKeeper, States
+from broker_pipeline.runtime.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +38,6 @@ SIGNS_OF_LIFE = 3
 """How often in its `ack_wait_s` a package that is still here is reported as alive."""
 
 
-class _Here:
-    """A message in this process, from its delivery to its ack."""
-
-    __slots__ = ("message", "new_state", "since", "token")
-
-    def __init__(self, message: Message, token: str, since: float) -> None:
-        self.message = message
-        self.new_state: bytes | None = None
-        self.token = token
-        self.since = since
-
-
 class PhaseWorker:
     """Runs one phase; `Worker` runs several on one connection.
 
@@ -67,6 +45,7 @@ class PhaseWorker:
         slots: how many packages run at the same time.
         worker: this process's name in journeys.
         target: the pipeline's TARGET, for modules that are isolated in processes.
+        suspects_turn: shared by the phases of a process; None: the phase is alone in it.
     """
 
     def __init__(
@@ -81,12 +60,12 @@ class PhaseWorker:
         host: str,
         target: str | None,
         shard: int = 0,
+        suspects_turn: asyncio.Lock | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.name = f"{controller.name}.{phase.name}"
         self._broker = broker
         self._types = pipeline.payload_types
-        self._controller = controller
         self._phase = phase
         self._failures = Failures(controller, phase, worker=worker, host=host, now_ns=now_ns)
         self._subjects = Subjects(pipeline.name, shard)
@@ -106,17 +85,33 @@ class PhaseWorker:
         self._states = (
             StateKeeper(broker, pipeline.name, shard, controller, phase) if phase.stateful else None
         )
-        names = [each.name for each in controller.phases]
-        following = names.index(phase.name) + 1
-        self._next_phase = names[following] if following < len(names) else None
-        self._here: dict[int, _Here] = {}
-        # Both hold at most what was delivered: `wanted` of the executor bounds that.
-        self._results: asyncio.Queue[Finished] = asyncio.Queue()
-        self._stored: asyncio.Queue[_Here] = asyncio.Queue()
-        self._catching_up: dict[asyncio.Task[None], _Here] = {}
+        self._here: dict[int, Here] = {}
+        self._results = Results(
+            broker,
+            self._subjects,
+            controller,
+            phase,
+            failures=self._failures,
+            states=self._states,
+            gone=self._gone,
+            room=self._ask_soon,
+        )
+        self._suspects = Suspects(
+            broker,
+            pipeline.name,
+            shard,
+            controller,
+            phase,
+            turn=suspects_turn or asyncio.Lock(),
+            begin=self._begin,
+            fail=lambda here, envelope, begun: self._results.fail(
+                here, envelope, self._failures.poison(begun)
+            ),
+            leave=self._gone,
+        )
+        self._catching_up: dict[asyncio.Task[None], Here] = {}
         self._catch_up_turn = asyncio.Semaphore(CATCH_UPS_MAX)
         self._subscription: Subscription | None = None
-        self._holding = Holding(self.name, self._ask_soon)
         self._asking = False
         self._draining = False
         self._emptied = asyncio.Event()
@@ -141,14 +136,16 @@ class PhaseWorker:
             self._draining = True
             for task in self._catching_up:
                 task.cancel()
-            self._holding.close()
+            self._results.close()
+            await self._results.settle(0)
             await subscription.stop()
 
     async def _work(self, subscription: Subscription, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             helpers = [
-                group.create_task(self._publish_results(), name=f"publish {self.name}"),
-                group.create_task(self._finish_stored(), name=f"ack {self.name}"),
+                group.create_task(self._results.publish_all(), name=f"publish {self.name}"),
+                group.create_task(self._results.finish_all(), name=f"ack {self.name}"),
+                group.create_task(self._suspects.serve(), name=f"suspects {self.name}"),
                 group.create_task(self._keep_alive(), name=f"keep alive {self.name}"),
             ]
             stopping = group.create_task(stop.wait(), name=f"stop {self.name}")
@@ -167,6 +164,7 @@ class PhaseWorker:
         """Take no more, give back what has not begun, finish the rest."""
         self._draining = True
         await subscription.stop()
+        parked = self._suspects.withdraw()
         catching_up = dict(self._catching_up)
         for task in catching_up:
             task.cancel()
@@ -174,10 +172,11 @@ class PhaseWorker:
             await asyncio.wait(catching_up)
         not_begun = [here for task, here in catching_up.items() if task.cancelled()]
         withdrawn = [job.token for job in self._executor.withdraw()]
-        for here in (*not_begun, *withdrawn):
-            if isinstance(here, _Here):
-                await self._broker.nak(here.message)
-                self._gone(here)
+        given_back = [h for h in (*not_begun, *withdrawn, *parked) if isinstance(h, Here)]
+        await self._suspects.spare(given_back)
+        for here in given_back:
+            await self._broker.nak(here.message)
+            self._gone(here)
         self._check_emptied()
         while not self._emptied.is_set():
             before = len(self._here)
@@ -192,6 +191,7 @@ class PhaseWorker:
                 )
                 return
         if self._states is not None:
+            await self._results.settle(DRAIN_STALL_S)
             await self._store_all(self._states)
 
     async def _store_all(self, states: StateKeeper) -> None:
@@ -206,7 +206,7 @@ class PhaseWorker:
         if (known := self._here.get(message.stream_seq)) is not None:
             known.message = message  # it is still being run here, for longer than the broker knew
             return
-        here = _Here(message, message.subject.rpartition(".")[2], asyncio.get_running_loop().time())
+        here = Here(message, message.subject.rpartition(".")[2], asyncio.get_running_loop().time())
         self._here[message.stream_seq] = here
         try:
             envelope = parse_envelope(message.data)
@@ -215,11 +215,17 @@ class PhaseWorker:
             log.error(
                 "message %d in queue %s is no package: %s", message.stream_seq, self.name, error
             )
-            self._stored.put_nowait(here)
+            self._results.put_stored(here)
             return
-        if message.delivered > self._phase.max_deliver:
-            self._fail(here, envelope, self._failures.poison(message.delivered - 1))
-        elif self._states is None:
+        if message.delivered > self._suspects.trusted:
+            self._suspects.park(here, envelope)
+        else:
+            self._begin(here, envelope)
+        self._ask_soon()
+
+    def _begin(self, here: Here, envelope: pb.DataPackage) -> None:
+        """Run the package with the states before it."""
+        if self._states is None:
             self._submit(here, envelope, None)
         else:
             states = self._states.at_hand(here.token, envelope)
@@ -231,7 +237,6 @@ class PhaseWorker:
                 )
                 self._catching_up[task] = here
                 task.add_done_callback(self._caught_up)
-        self._ask_soon()
 
     def _ask_soon(self) -> None:
         """Ask once for all that comes in this turn of the loop: it costs as much as a message."""
@@ -243,22 +248,23 @@ class PhaseWorker:
         self._asking = False
         if self._subscription is not None and not self._draining:
             wanted = self._executor.wanted() - len(self._catching_up)
-            self._subscription.set_credit(0 if self._holding.full else max(0, wanted))
+            self._subscription.set_credit(0 if self._results.full else max(0, wanted))
 
-    def _submit(self, here: _Here, envelope: pb.DataPackage, states: States | None) -> None:
-        self._executor.submit([Job(DataPackage.wrap(envelope, self._types), here, states)])
+    def _submit(self, here: Here, envelope: pb.DataPackage, states: States | None) -> None:
+        gate = None if here.attempt is None else partial(self._suspects.admit, here)
+        self._executor.submit([Job(DataPackage.wrap(envelope, self._types), here, states, gate)])
 
-    async def _catch_up(self, here: _Here, envelope: pb.DataPackage) -> None:
+    async def _catch_up(self, here: Here, envelope: pb.DataPackage) -> None:
         """Get the states before this package, then run it."""
         assert self._states is not None
         try:
             async with self._catch_up_turn:
                 states = await self._states.catch_up(here.token, envelope, self._rerun)
         except StateError as error:
-            self._fail(here, envelope, error)
+            self._results.fail(here, envelope, error)
             return
         except BrokerPipelineError as error:
-            self._unpublished(here, error)
+            self._results.unpublished(here, error)
             return
         self._submit(here, envelope, states)
 
@@ -268,7 +274,7 @@ class PhaseWorker:
             return  # by the drain, which gives the package back
         if (error := task.exception()) is not None:
             log.error("catching up in %s failed", self.name, exc_info=error)
-            self._unpublished(here, error)
+            self._results.unpublished(here, error)
         self._ask_soon()
 
     async def _rerun(self, envelope: pb.DataPackage, states: States) -> States | None:
@@ -285,92 +291,19 @@ class PhaseWorker:
             if isinstance(token, asyncio.Future):
                 if not token.done():
                     token.set_result(each)
-            else:
-                self._results.put_nowait(each)
+            elif each.status is not Status.WAITING:  # turned away, and let go of already
+                self._results.put(each)
         self._ask_soon()
 
-    async def _publish_results(self) -> None:
-        while True:
-            finished = await self._results.get()
-            here = finished.job.token
-            assert isinstance(here, _Here)
-            if finished.status is Status.ERROR:
-                self._failures.require_record(finished.envelope)
-            if self._states is not None:
-                here.new_state = self._states.keep(
-                    here.token, finished.envelope, here.message.stream_seq, finished.states
-                )
-            try:
-                await self._publish(here, finished.envelope, finished.status)
-            except PayloadTooLargeError as error:
-                envelope = parse_envelope(here.message.data)
-                self._failures.note(envelope, error)
-                self._failures.fit(envelope, self._broker.max_payload)
-                job = Job(finished.job.package, here, None)
-                self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))
-            except BrokerPipelineError as error:
-                self._unpublished(here, error)
-
-    async def _publish(self, here: _Here, envelope: pb.DataPackage, status: Status) -> None:
-        data = envelope.SerializeToString()
-        if status is not Status.ERROR:
-            self._failures.check_size(len(data), self._broker.max_payload)
-        controller = self._controller.name
-        if status is Status.SUCCESS and self._next_phase is not None:
-            subject = self._subjects.queue(controller, self._next_phase, here.token)
-            msg_id = dispatch_id(envelope.id, controller, self._next_phase)
-        else:
-            subject = self._subjects.completion(controller, here.token)
-            msg_id = completion_id(envelope.id, controller)
-        send = partial(self._broker.start_publish, subject, data, msg_id=msg_id)
-        (await send()).add_done_callback(partial(self._acknowledged, here, send))
-
-    def _acknowledged(self, here: _Here, send: Send, ack: asyncio.Future[PubAck]) -> None:
-        if ack.cancelled():
-            return
-        error = ack.exception()
-        if error is None:
-            if self._states is None:
-                pass
-            elif ack.result().duplicate:
-                # Another result was first: the state is what that one left, not this one.
-                self._states.forget(here.token)
-                here.new_state = None
-            else:
-                self._states.confirm(here.token, here.message.stream_seq)
-            self._stored.put_nowait(here)
-        elif not self._holding.hold(error, send, partial(self._acknowledged, here, send)):
-            self._unpublished(here, error)
-
-    def _unpublished(self, here: _Here, error: BaseException) -> None:
-        """The result is not known to be stored: the broker redelivers the package after a while,
-        and a second result is dropped where the first was stored after all."""
-        log.warning("a result of %s was not stored, it is run again: %s", self.name, error)
-        self._gone(here)
-
-    def _gone(self, here: _Here) -> None:
+    def _gone(self, here: Here) -> None:
         self._here.pop(here.message.stream_seq, None)
+        if here.attempt is not None:
+            here.attempt.ended.set()
         self._check_emptied()
 
     def _check_emptied(self) -> None:
         if self._draining and not self._here:
             self._emptied.set()
-
-    async def _finish_stored(self) -> None:
-        """What is left to do once a result is stored: the ack, and the new state."""
-        while True:
-            here = await self._stored.get()
-            await self._broker.ack(here.message)
-            if here.new_state is not None and self._states is not None:
-                await self._store_state(here.token, here.new_state)
-            self._gone(here)
-
-    async def _store_state(self, token: str, encoded: bytes) -> None:
-        assert self._states is not None
-        try:
-            await self._states.store(token, encoded)
-        except BrokerPipelineError as error:
-            log.warning("a state of %s was not stored, a later one will be: %s", self.name, error)
 
     async def _keep_alive(self) -> None:
         """Report packages that are here for long as alive, before the broker gives them away."""
@@ -382,9 +315,3 @@ class PhaseWorker:
                 if now - here.since < period / 2:
                     break  # the others came later
                 await self._broker.in_progress(here.message)
-
-    def _fail(self, here: _Here, envelope: pb.DataPackage, error: BrokerPipelineError) -> None:
-        """Complete the package as ERROR with its payload as it came."""
-        self._failures.note(envelope, error)
-        job = Job(DataPackage.wrap(envelope), here, None)
-        self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))

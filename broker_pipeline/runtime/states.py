@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,6 +25,7 @@ from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import StatefulModule, state_type, walk
 from broker_pipeline.package import parse_envelope
 from broker_pipeline.pipeline import Controller, Phase
+from broker_pipeline.runtime.large_states import LargeStates, Reference, referred
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Held:
     Attributes:
         counts: whether the result that they belong to is the one that the log has. Another one may
             be there first: of another worker, or the ERROR of a package that was tried too often.
+        large: whether it was larger than a message may be when it was encoded last.
     """
 
     __slots__ = (
@@ -52,6 +55,7 @@ class Held:
         "encoded_at",
         "encoded_sequence",
         "epoch",
+        "large",
         "sequence",
         "states",
         "stream_seq",
@@ -63,6 +67,7 @@ class Held:
         self.stream_seq = stream_seq
         self.states = states
         self.counts = False
+        self.large = False
         self.encoded_at = 0.0
         self.encoded_sequence = 0
 
@@ -98,7 +103,8 @@ class StateKeeper:
             if isinstance(module, StatefulModule)
         }
         self._held: OrderedDict[str, Held] = OrderedDict()
-        self._too_large_said = False
+        self._large = LargeStates(broker, pipeline)
+        self._limit = broker.max_payload - HEADROOM_BYTES
         self._unstorable_said = False
         self.caught_up = 0
 
@@ -175,11 +181,12 @@ class StateKeeper:
         now = Held(envelope.epoch, envelope.controllers[-1].sequence, stream_seq, states)
         if held is not None and held.epoch == now.epoch:
             now.encoded_at, now.encoded_sequence = held.encoded_at, held.encoded_sequence
+            now.large = held.large
         self._held[token] = now
         if len(self._held) > HELD_MAX:
             self._held.popitem(last=False)
         clock = asyncio.get_running_loop().time()
-        if clock - now.encoded_at < STORE_EVERY_S:
+        if clock - now.encoded_at < STORE_EVERY_S or (now.large and not self._large.is_due):
             return None
         now.encoded_at = clock
         return self._encode(now)
@@ -197,7 +204,23 @@ class StateKeeper:
     async def store(self, token: str, encoded: bytes) -> None:
         """Store what `keep` gave, for whoever gets the instance's next package."""
         key = module_key(self._shard, self._controller, self._phase, token)
-        await self._broker.kv_put(self._bucket, key, encoded)
+        try:
+            if self.is_large(encoded):
+                await self._large.put(key, encoded)
+                encoded = msgspec.msgpack.encode(Reference(key))
+            await self._broker.kv_put(self._bucket, key, encoded)
+        except BaseException:
+            self.not_stored(token)
+            raise
+
+    def is_large(self, encoded: bytes) -> bool:
+        """Whether it takes long to store: it does not fit into a message."""
+        return len(encoded) > self._limit
+
+    def not_stored(self, token: str) -> None:
+        """What `keep` gave was not stored: a drain does it."""
+        if (held := self._held.get(token)) is not None:
+            held.encoded_sequence = 0
 
     async def store_all(self, timeout_s: float) -> None:
         """Store what is not stored yet; for a drain, when nothing is running.
@@ -214,6 +237,7 @@ class StateKeeper:
 
     def _encode(self, held: Held) -> bytes | None:
         held.encoded_sequence = held.sequence
+        begun = time.monotonic()
         try:
             states = {path: msgspec.msgpack.encode(state) for path, state in held.states.items()}
         except Exception as error:  # a state is the user's, and so may be what encodes it
@@ -230,18 +254,10 @@ class StateKeeper:
         encoded = msgspec.msgpack.encode(
             _Stored(held.epoch, held.sequence, held.stream_seq, states)
         )
-        if len(encoded) <= self._broker.max_payload - HEADROOM_BYTES:
-            return encoded
-        if not self._too_large_said:
-            self._too_large_said = True
-            log.warning(
-                "a state of phase %s has %d bytes, more than the broker takes (%d): it is not "
-                "stored, and a worker that needs it computes it from the log",
-                self._phase,
-                len(encoded),
-                self._broker.max_payload,
-            )
-        return None
+        held.large = self.is_large(encoded)
+        if held.large:
+            self._large.spent(time.monotonic() - begun)
+        return encoded
 
     # -- loading --------------------------------------------------------------------------------
     async def _load(self, token: str, epoch: int, previous: int) -> _Stored:
@@ -251,8 +267,14 @@ class StateKeeper:
         entry = await self._broker.kv_get(self._bucket, key)
         if entry is None:
             return beginning
+        value = entry.value
+        if (name := referred(value)) is not None:
+            found = await self._large.get(name)
+            if found is None:
+                return beginning
+            value = found
         try:
-            stored = msgspec.msgpack.decode(entry.value, type=_Stored)
+            stored = msgspec.msgpack.decode(value, type=_Stored)
         except (msgspec.MsgspecError, ValueError):
             log.warning("the stored state %s is unreadable; computing it from the log", key)
             return beginning

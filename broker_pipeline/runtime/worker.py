@@ -66,6 +66,7 @@ class Worker:
         target: str | None = None,
     ) -> None:
         host = socket.gethostname()
+        suspects_turn = asyncio.Lock()
         self._broker = broker
         self._phases = [
             PhaseWorker(
@@ -77,6 +78,7 @@ class Worker:
                 worker=f"{host}-{os.getpid()}",
                 host=host,
                 target=target,
+                suspects_turn=suspects_turn,
             )
             for controller, phase in choose(pipeline, phases)
         ]

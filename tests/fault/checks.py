@@ -9,6 +9,8 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Message
 from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER, Subjects
 from broker_pipeline.journey import STATUS_TO_PB, Mode, Outcome, Status
+from broker_pipeline.runtime.suspects import TRUSTED_DELIVERIES
+from tests.fault.executor import Begun
 from tests.fault.model import Model, Start
 from tests.fault.modules import ERROR, EXIT, POISON, Expected, orders
 from tests.fault.scenario import NAME, Scenario
@@ -23,7 +25,7 @@ class Checks:
     """All promises, over one log.
 
     Args:
-        deliveries: how often the broker delivered each message of a queue, by stream sequence.
+        begun: how often each message of a queue began to run.
         acked: the payloads that producers were told are stored, with where.
         injected: the faults that there were.
     """
@@ -33,16 +35,17 @@ class Checks:
         scenario: Scenario,
         log: list[Message],
         model: Model,
-        deliveries: dict[int, int],
+        begun: Begun,
         acked: dict[bytes, list[int]],
         injected: Counter[str],
     ) -> None:
         self.injected = injected
         self.scenario = scenario
         self.model = model
-        self.deliveries = deliveries
+        self.begun = begun
         self.acked = acked
         self.violations: list[str] = []
+        self.max_deliver = scenario.pipelines[0][1].controllers[0].phases[0].max_deliver
         self.arrivals: dict[int, Message] = {}
         self.left: list[tuple[Message, pb.DataPackage]] = []
         self.queued: list[tuple[Message, pb.DataPackage]] = []
@@ -65,6 +68,7 @@ class Checks:
             self.numbered_once_and_in_order,
             self.sent_once,
             self.nothing_is_poison_without_a_reason,
+            self.nothing_begins_too_often,
             self.payloads,
         ):
             try:
@@ -213,16 +217,20 @@ class Checks:
             seen[arrival.data] = package.id
 
     def nothing_is_poison_without_a_reason(self) -> None:
-        """Where nothing went wrong and no worker was killed, no package is called poison.
-
-        Beside one that kills its workers others are delivered again too, and may be blamed.
-        """
+        """Where nothing went wrong and no worker was killed, no package is called poison."""
         killers = any(POISON in orders(m.data).values() for m in self.arrivals.values())
         if self.injected or killers:
             return
         for _, package in self.left:
             if package.errors and package.errors[-1].type == _POISON:
                 self.wrong(f"{package.id} is called poison, and nothing went wrong")
+
+    def nothing_begins_too_often(self) -> None:
+        """At most `max_deliver` times; and of those that may kill their worker one at a time."""
+        self.violations += self.begun.wrong
+        for stream_seq, runs in self.begun.runs.items():
+            if runs > self.max_deliver:
+                self.wrong(f"message {stream_seq} began {runs} times")
 
     def _waited_s(self, key: tuple[int, str], numbers: set[int]) -> float:
         """From the first of them to the last, in log time: less than a gap may last."""
@@ -286,7 +294,8 @@ class Checks:
             last = phase is record.phases[-1] or phase.name == record.phases[-1].name
             if last and said is Outcome.ERROR and package.errors[-1].type == _POISON:
                 queued = queue_of.get((package.id, record.name, phase.name), 0)
-                if self.deliveries.get(queued, 0) <= 4:
+                trusted = min(TRUSTED_DELIVERIES, self.max_deliver)
+                if self.begun.asked[queued] < self.max_deliver - trusted:
                     self.wrong(f"{package.id} is called poison in {place} before its time")
                 return data
             if orders(data).get(place) == POISON:

@@ -19,7 +19,7 @@ from broker_pipeline.journey import NS
 from broker_pipeline.runtime import leader as leading
 from broker_pipeline.runtime import phase_worker, roles, states
 from broker_pipeline.runtime import worker as working
-from tests.fault.executor import SimExecutor
+from tests.fault.executor import Begun, SimExecutor
 from tests.fault.link import Link, connect
 from tests.fault.loop import PROCESS, Process, VirtualLoop
 from tests.fault.network import EPOCH_NS, Network
@@ -52,6 +52,7 @@ class Cluster:
         self.processes: list[Process] = []
         self.deaths: list[BaseException] = []
         self.ending = False
+        self.begun = Begun()
         self.pipeline = scenario.pipelines[0][1]
         self.controllers = [Role("controller", n, self._lead) for n in range(scenario.controllers)]
         self.workers = [Role("worker", n, self._work) for n in range(len(scenario.workers))]
@@ -177,6 +178,7 @@ class Cluster:
         quiet_os = SimpleNamespace(getpid=lambda: 1, cpu_count=lambda: 2)
         quiet_host = SimpleNamespace(gethostname=lambda: "sim")
         scenario = self.scenario
+        executor = partial(SimExecutor, begun=self.begun, slow=scenario.slow)
         with ExitStack() as stack:
             for place, name, value in (
                 (roles, "jetstream", SimpleNamespace(connect=to_network)),
@@ -187,13 +189,15 @@ class Cluster:
                 (working, "os", quiet_os),
                 (working, "socket", quiet_host),
                 (working, "PhaseWorker", partial(phase_worker.PhaseWorker, now_ns=now_ns)),
-                (phase_worker, "PhaseExecutor", partial(SimExecutor, slow=scenario.slow)),
+                (phase_worker, "PhaseExecutor", executor),
                 (leading, "SNAPSHOT_INTERVAL_S", scenario.snapshot_s),
                 (snapshot, "WHOLE_MAX", scenario.whole_max),
                 (snapshot, "SLICES", scenario.slices),
                 (snapshot, "SLICES_MAX", 2 * scenario.slices),
                 (snapshot, "CHANGED_MAX", scenario.changed_max),
                 (states, "STORE_EVERY_S", scenario.state_every_s),
+                (states, "HEADROOM_BYTES", (1 << 20) if scenario.large_states else 1024),
+                (states, "time", SimpleNamespace(monotonic=self.loop.time)),
                 (
                     deploying,
                     "StreamSpec",

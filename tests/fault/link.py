@@ -23,6 +23,7 @@ from broker_pipeline.errors import (
     BrokerError,
     BrokerUnavailableError,
     ConnectionLostError,
+    ObjectDamagedError,
     PublishTimeoutError,
 )
 from tests.fault.loop import PROCESS, Process
@@ -359,6 +360,31 @@ class Link:
     async def kv_delete(self, bucket: str, key: str, revision: int | None = None) -> bool:
         """See `Broker`."""
         return await self._do("kv_delete", bucket, key, revision)
+
+    async def ensure_object_bucket(
+        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+    ) -> Change:
+        """See `Broker`."""
+        return await self._do("ensure_object_bucket", name, ttl_s=ttl_s)
+
+    async def delete_object_bucket(self, name: str) -> None:
+        """See `Broker`."""
+        await self._do("delete_object_bucket", name)
+
+    async def object_put(self, bucket: str, name: str, data: bytes) -> None:
+        """See `Broker`."""
+        await self._do("object_put", bucket, name, data)
+
+    async def object_get(self, bucket: str, name: str) -> bytes | None:
+        """See `Broker`."""
+        weather = self.network.weather
+        if self.network.chance_of(weather.lost_objects, "object damaged"):
+            raise ObjectDamagedError(f"object {name!r} is damaged")
+        return await self._do("object_get", bucket, name)
+
+    async def object_delete(self, bucket: str, name: str) -> None:
+        """See `Broker`."""
+        await self._do("object_delete", bucket, name)
 
     async def kv_keys(self, bucket: str, prefix: str = "") -> list[str]:
         """See `Broker`."""

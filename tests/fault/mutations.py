@@ -16,9 +16,10 @@ from broker_pipeline.core import snapshot
 from broker_pipeline.core.controller import ControllerState
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.release import FirstWins, InOrder
+from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.journey import Outcome
 from broker_pipeline.runtime import leader as leading
-from broker_pipeline.runtime import phase_worker, snapshots, states
+from broker_pipeline.runtime import phase_worker, results, snapshots, states, suspects
 
 Patches = Iterator[tuple[Any, str, Any]]
 MUTATIONS: dict[str, Callable[[], Patches]] = {}
@@ -330,7 +331,7 @@ def a_refused_result_is_acked() -> Patches:
     def unpublished(self: Any, here: Any, error: BaseException) -> None:
         self._stored.put_nowait(here)
 
-    yield phase_worker.PhaseWorker, "_unpublished", unpublished
+    yield results.Results, "unpublished", unpublished
 
 
 @mutation
@@ -343,6 +344,58 @@ def poison_never_completes() -> Patches:
         real(self, message)
 
     yield phase_worker.PhaseWorker, "_delivered", delivered
+
+
+@mutation
+def poison_is_told_by_deliveries() -> Patches:
+    """What came more than `max_deliver` times is poison, begun or not."""
+
+    def park(self: Any, here: Any, envelope: Any) -> None:
+        if here.message.delivered > self._begun_max:
+            self._fail(here, envelope, here.message.delivered - 1)
+        else:
+            self._begin(here, envelope)
+
+    yield suspects.Suspects, "park", park
+
+
+@mutation
+def an_attempt_is_not_recorded() -> Patches:
+    """A suspect begins without a trace."""
+
+    async def admit(self: Any, here: Any) -> bool:
+        return True
+
+    yield suspects.Suspects, "admit", admit
+
+
+@mutation
+def suspects_are_not_serialised() -> Patches:
+    """They all run at once, and one is charged for the crash of another."""
+
+    async def serve(self: Any) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                while not self._parked:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                here, envelope = self._parked.popleft()
+                group.create_task(one(self, here, envelope))
+
+    async def one(self: Any, here: Any, envelope: Any) -> None:
+        try:
+            attempt = await self._attempt(here)
+        except (BrokerPipelineError, TimeoutError):
+            self._leave(here)
+            return
+        begun = self.trusted - attempt.record.spared + attempt.record.begun
+        if begun >= self._begun_max:
+            self._fail(here, envelope, begun)
+        else:
+            here.attempt = attempt
+            self._begin(here, envelope)
+
+    yield suspects.Suspects, "serve", serve
 
 
 @mutation
@@ -363,7 +416,7 @@ def a_state_is_kept_after_an_error() -> Patches:
 @mutation
 def a_state_is_stored_before_its_result() -> Patches:
     """And ahead of it: the result may never be stored, or be another's."""
-    publish = phase_worker.PhaseWorker._publish
+    publish = results.Results._publish
 
     async def storing(self: Any, here: Any, envelope: Any, status: Any) -> None:
         if here.new_state is not None:
@@ -374,7 +427,7 @@ def a_state_is_stored_before_its_result() -> Patches:
         return real(self, token, epoch, previous + 1)
 
     real = states.StateKeeper._load
-    yield phase_worker.PhaseWorker, "_publish", storing
+    yield results.Results, "_publish", storing
     yield states.StateKeeper, "_load", load
 
 

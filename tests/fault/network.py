@@ -40,6 +40,7 @@ class Weather:
         gaps: a message of an ordered session is lost in the broker.
         lost_answers: the answer to any other request does not come.
         unseen: a peer that is there is not seen by whoever asks for it.
+        lost_objects: an object is found to be damaged.
     """
 
     latency_s: float = 0.0005
@@ -49,6 +50,7 @@ class Weather:
     gaps: float = 0.0
     lost_answers: float = 0.0
     unseen: float = 0.0
+    lost_objects: float = 0.0
 
 
 def finished(work: Any) -> Any:

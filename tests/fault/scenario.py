@@ -10,6 +10,8 @@ from tests.fault.modules import ERROR, EXIT, POISON, build
 from tests.fault.network import Weather
 
 NAME = "sim"
+LARGE_STATES = 0.25
+"""The share of seeds in which no state fits into a message."""
 
 Kinds = dict[str, tuple[str, ...]]
 
@@ -71,6 +73,7 @@ class Scenario:
     whole_max: int = 0
     slices: int = 1
     changed_max: int = 1_000
+    large_states: bool = False
     skews_ns: list[int] = field(default_factory=list)
 
     @property
@@ -94,7 +97,9 @@ def draw(seed: int) -> Scenario:
     if chance.random() < 0.3:
         workers.append(tuple(chance.sample(places, chance.randint(1, len(places)))))
     faults = _draw_faults(chance, length_s)
-    return Scenario(
+    objects = random.Random(f"objects {seed}")  # its own: what was drawn before it came stays
+    large_states = objects.random() < LARGE_STATES
+    scenario = Scenario(
         seed=seed,
         kinds=kinds,
         pipelines=pipelines,
@@ -109,11 +114,14 @@ def draw(seed: int) -> Scenario:
         workers=workers,
         slots=chance.randint(1, 3),
         slow=chance.choice((0.0, 0.0, 0.0, 0.0, 0.03)),
+        large_states=large_states,
         skews_ns=[chance.choice((0, 0, -1, 1)) * chance.randrange(3 * 10**9) for _ in range(8)],
         whole_max=chance.choice((0, 0, 0, 2)),
         slices=chance.choice((1, 2, 3, 8)),
         changed_max=chance.choice((1, 2, 1_000)),
     )
+    scenario.weather.lost_objects = objects.choice((0.0, 0.0, 0.2))
+    return scenario
 
 
 def _bounds(chance: random.Random, mode: Mode) -> tuple[int | None, int | None]:

@@ -74,7 +74,6 @@ class Simulation:
         self.cluster: Cluster
         self.model = Model(SUBJECTS)
         self.fed = 0
-        self.deliveries: dict[int, int] = {}
 
     def _exception(self, _: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -90,7 +89,6 @@ class Simulation:
         acked = Acked()
         with cluster.installed():
             await deploy(network.server.connect(), scenario.pipelines[0][1])
-            self._count_deliveries()
             cluster.begin()
             sources = self._begin_sources(acked)
             saboteur = Saboteur(cluster)
@@ -112,7 +110,7 @@ class Simulation:
         self._feed()
         log = self._log()
         self.violations += Checks(
-            scenario, log, self.model, self.deliveries, acked.stored, self.network.injected
+            scenario, log, self.model, self.cluster.begun, acked.stored, self.network.injected
         ).run()
 
     def _begin_sources(self, acked: Acked) -> list[SourceProcess]:
@@ -124,10 +122,6 @@ class Simulation:
             self.cluster.clients.append(process)
             self.loop.spawn(process, runs.run(), process.name)
         return sources
-
-    def _count_deliveries(self) -> None:
-        for consumer in self.network.server.stream(STREAM).consumers.values():
-            consumer.counts = _Counts(self.deliveries)
 
     def _log(self) -> list[Message]:
         return list(self.network.server.stream(STREAM).messages_from(1, lambda _: True))
@@ -165,18 +159,6 @@ class Simulation:
             digest.update(message.data)
         digest.update(repr((self.loop.time(), self.loop.turns)).encode())
         return digest.hexdigest()[:16]
-
-
-class _Counts(dict[int, int]):
-    """Deliveries, also of what is acked by now."""
-
-    def __init__(self, ever: dict[int, int]) -> None:
-        super().__init__()
-        self._ever = ever
-
-    def __setitem__(self, key: int, value: int) -> None:
-        super().__setitem__(key, value)
-        self._ever[key] = max(value, self._ever.get(key, 0))
 
 
 def _is_out(subject: str) -> bool:

@@ -15,6 +15,8 @@ from tests.fault.simulation import simulate
 SLICE = range(40)
 REGRESSIONS = {
     5131: "a SUCCESS that came after the log had called the package poison left its state behind",
+    461: "innocent packages were called poison beside one that kills its workers",
+    608: "innocent packages were called poison beside one that kills its workers",
     254: "a state whose result was not the first to be stored was gone on from",
 }
 FOUND_FAST = {
@@ -27,6 +29,8 @@ FOUND_FAST = {
     "a worker acks before it publishes": 10,
     "a state is kept after an error": 20,
     "a number is taken twice": 10,
+    "an attempt is not recorded": 20,
+    "suspects are not serialised": 20,
 }
 
 

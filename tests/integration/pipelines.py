@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import time
 from typing import Any
 
@@ -96,6 +99,60 @@ class Pass(ExecutionModule[bytes]):
 relay = Pipeline(
     "relay",
     [Controller("c", mode=Mode.NO_ORDER, phases=[Phase("p", [Pass()])])],
+)
+
+
+class Killer(ExecutionModule[bytes]):
+    """Kills its process where it is told to."""
+
+    def execute(self, package: Any, run: Any) -> None:
+        """One package."""
+        _work()
+        if package.data == b"poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+poisoned = Pipeline(
+    "poisoned",
+    [
+        Controller(
+            "c",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            phases=[Phase("p", [Killer()], ack_wait_s=0.5, max_deliver=4)],
+        )
+    ],
+)
+
+
+class Heavy(msgspec.Struct):
+    """A state that no message holds."""
+
+    count: int = 0
+    ballast: bytes = b""
+
+
+class Weigh(StatefulModule[bytes, Heavy]):
+    """Says how many it has seen, and how often this process has run it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+
+    def initial_state(self) -> Heavy:
+        """Three megabytes."""
+        return Heavy(0, random.Random(0).randbytes(3_000_000))
+
+    def execute(self, package: Any, run: Any, state: Heavy) -> Heavy:
+        """One package."""
+        self.runs += 1
+        state.count += 1
+        package.data = b"%d %d" % (state.count, self.runs)
+        return state
+
+
+heavy = Pipeline(
+    "heavy",
+    [Controller("c", mode=Mode.NOT_PARALLEL, phases=[Phase("p", [Weigh()], ack_wait_s=1.0)])],
 )
 
 

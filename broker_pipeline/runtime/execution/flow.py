@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,11 +31,14 @@ class Job:
     Args:
         token: the caller's own; comes back with the result.
         states: the states of the instance by module path; missing ones are made.
+        gate: awaited on the worker's loop when the job has its slot, before it begins; False: it
+            comes back with the status WAITING, and has not begun.
     """
 
     package: DataPackage[Any]
     token: object = None
     states: Mapping[str, object] | None = None
+    gate: Callable[[], Coroutine[Any, Any, bool]] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +110,14 @@ class Flow:
         walk = Walk(self.program, job.package, job.states, self.setting)
         self.running[walk] = (job, slot)
         return walk
+
+    def ask(self, gate: Callable[[], Coroutine[Any, Any, bool]]) -> Future[bool]:
+        """Whether a job may begin, for the slot that it has."""
+        return asyncio.run_coroutine_threadsafe(gate(), self._loop)
+
+    def turn_away(self, job: Job) -> None:
+        """It may not begin."""
+        self._done.append(Finished(job, job.package.envelope, Status.WAITING, None))
 
     def end(self, walk: Walk, error: BaseException | None) -> bool:
         """It has come back; whether in time. `error` is what came out of the interpreter itself."""

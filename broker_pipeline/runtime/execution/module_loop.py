@@ -197,6 +197,9 @@ class LoopSlots:
         walk: Walk | None = None
         started_ns = time.monotonic_ns()
         try:
+            if job.gate is not None and not await asyncio.wrap_future(flow.ask(job.gate)):
+                flow.turn_away(job)
+                return
             walk = flow.begin(job, slot)
             loop, task = asyncio.get_running_loop(), self._tasks[slot]
             walk.interruptible(lambda: loop.call_soon_threadsafe(task.cancel))

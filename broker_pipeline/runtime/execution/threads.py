@@ -207,6 +207,9 @@ class ThreadSlots:
     def _one(self, job: Job, slot: Slot) -> bool:
         flow = self._flow
         try:
+            if job.gate is not None and not flow.ask(job.gate).result():
+                flow.turn_away(job)
+                return True
             walk = flow.begin(job, slot)
         except Exception as error:
             flow.refuse(job, error)

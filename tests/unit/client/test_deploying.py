@@ -8,7 +8,15 @@ import pytest
 
 from broker_pipeline.broker.memory import MemoryBroker
 from broker_pipeline.client.deploy import deploy, deploy_if_absent, deployed_plan
-from broker_pipeline.core.names import STATE_BUCKET, plan_key, snapshot_key, stream_name
+from broker_pipeline.core.names import (
+    STATE_BUCKET,
+    attempts_bucket,
+    attempts_key,
+    object_bucket,
+    plan_key,
+    snapshot_key,
+    stream_name,
+)
 from broker_pipeline.core.plan import compile_plan
 from broker_pipeline.errors import NotFoundError, PlanError
 
@@ -71,9 +79,15 @@ async def test_a_log_that_was_deleted_takes_its_snapshot_and_plan_along(
     """What speaks of the old log's sequences is gone when the new log begins."""
     await deploy(broker, make_pipeline("listen"))
     await broker.kv_put(STATE_BUCKET, snapshot_key("talk", 0), b"of the old log")
+    await broker.kv_put(attempts_bucket("talk"), attempts_key(0, "listen", "hear", 7), b"old")
+    await broker.ensure_object_bucket(object_bucket("talk"))
+    await broker.object_put(object_bucket("talk"), "0.listen.hear.i", b"old")
     await broker.delete_stream(stream_name("talk"))
     assert await deployed_plan(broker, "talk") is None
     await deploy(broker, make_pipeline("hark"))
+    assert await broker.kv_keys(attempts_bucket("talk")) == []
+    with pytest.raises(NotFoundError):
+        await broker.object_get(object_bucket("talk"), "0.listen.hear.i")
     assert await broker.kv_get(STATE_BUCKET, snapshot_key("talk", 0)) is None
     assert await plans_in_the_log(broker) == 1
 

@@ -12,9 +12,12 @@ import pytest
 
 from broker_pipeline import Controller, ExecutionModule, Mode, Outcome, Phase, Pipeline
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.core.names import HEADER_CONTROL, module_bucket, module_key
+from broker_pipeline.broker.memory import MemoryServer
+from broker_pipeline.core.names import HEADER_CONTROL, module_bucket, module_key, object_bucket
 from broker_pipeline.modules import StatefulModule
+from broker_pipeline.runtime import phase_worker
 from broker_pipeline.runtime import states as keeping
+from broker_pipeline.runtime.large_states import LargeStates
 from tests.unit.runtime.bench import Bench, results
 from tests.unit.runtime.shard import until
 
@@ -212,21 +215,61 @@ async def test_early_leavers_of_phase_one_are_no_inputs_of_phase_two() -> None:
     await bench.end()
 
 
-async def test_a_state_over_the_limit_is_computed_from_the_log(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_state_over_the_limit_is_stored_as_an_object(
+    lost: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once that it is not stored; the outputs are right."""
+    """Another worker goes on from it; where it is lost, that is said, and the log has the rest."""
     monkeypatch.setattr(keeping, "STORE_EVERY_S", 0.0)
     bench = await Bench.begin(pipeline(Fold()), max_payload=16_000)
     first = await bench.work()
     found = await one_by_one(bench, ["1", "big", "2"])
     await first.drain()
+    entry = await bench.broker.kv_get(module_bucket("demo"), KEY)
+    assert entry is not None and len(entry.value) < 200
+    if lost:
+        await bench.broker.object_delete(object_bucket("demo"), KEY)
     second = await bench.work()
     found += await one_by_one(bench, ["3"])
     assert found == expected(["1", "big", "2", "3"])
-    assert caplog.text.count("more than the broker takes") == 2  # each worker once
-    assert second.phase._states.caught_up == 2  # type: ignore[union-attr]
+    assert second.phase._states.caught_up == (3 if lost else 0)  # type: ignore[union-attr]
+    assert ("computed from the log" in caplog.text) is lost
     await bench.end()
+
+
+async def test_storing_large_states_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is being stored, for ever, packages are acked; a drain gives it up."""
+    monkeypatch.setattr(keeping, "STORE_EVERY_S", 0.0)
+    monkeypatch.setattr(phase_worker, "DRAIN_STALL_S", 0.05)
+    bench = await Bench.begin(pipeline(Fold()), max_payload=16_000)
+    first = await bench.work()
+    puts = 0
+
+    async def never(*args: Any) -> None:
+        nonlocal puts
+        puts += 1
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(first.broker, "object_put", never)
+    found = await one_by_one(bench, ["big", "1", "2"])
+    consumer = bench.server.stream(bench.stream).consumers["c=p0"]
+    await until(lambda: not consumer.counts)
+    assert puts == 1
+    await first.drain()
+    await bench.work()
+    found += await one_by_one(bench, ["3"])
+    assert found == expected(["big", "1", "2", "3"])
+    await bench.end()
+
+
+async def test_large_states_are_stored_as_often_as_their_cost_allows() -> None:
+    """At most a tenth of the time goes into it: after one that took 0.1 s, none for 1 s."""
+    large = LargeStates(MemoryServer().connect(), "demo")
+    now = asyncio.get_running_loop().time()
+    assert large.is_due
+    large.spent(0.1)
+    assert not large.is_due
+    assert 0.9 < large._due - now < 1.2
 
 
 async def test_a_state_that_cannot_be_encoded_stops_nobody(

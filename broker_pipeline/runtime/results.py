@@ -1,0 +1,195 @@
+"""What a phase worker does with results: publish them, await the ack, then ack the package."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.port import Broker, Message, PubAck
+from broker_pipeline.core.names import Subjects, completion_id, dispatch_id
+from broker_pipeline.errors import BrokerPipelineError, PayloadTooLargeError
+from broker_pipeline.journey import Status
+from broker_pipeline.package import DataPackage, parse_envelope
+from broker_pipeline.pipeline import Controller, Phase
+from broker_pipeline.runtime.execution.executor import Finished, Job
+from broker_pipeline.runtime.failures import Failures
+from broker_pipeline.runtime.holding import Holding, Send
+from broker_pipeline.runtime.states import StateKeeper
+
+if TYPE_CHECKING:
+    from broker_pipeline.runtime.suspects import Attempt
+
+log = logging.getLogger(__name__)
+
+
+class Here:
+    """A message in this process, from its delivery to its ack."""
+
+    __slots__ = ("attempt", "message", "new_state", "since", "token")
+
+    def __init__(self, message: Message, token: str, since: float) -> None:
+        self.attempt: Attempt | None = None
+        self.message = message
+        self.new_state: bytes | None = None
+        self.token = token
+        self.since = since
+
+
+class Results:
+    """The results of one phase in one worker.
+
+    Args:
+        name: of the phase, for logs.
+        gone: takes a package that is not here any more, whatever became of it.
+        room: called when the broker, which had no room for results, has room again.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        controller: Controller,
+        phase: Phase,
+        *,
+        failures: Failures,
+        states: StateKeeper | None,
+        gone: Callable[[Here], None],
+        room: Callable[[], None],
+    ) -> None:
+        self.name = f"{controller.name}.{phase.name}"
+        self._broker = broker
+        self._subjects = subjects
+        self._controller = controller
+        self._failures = failures
+        self._states = states
+        self._gone = gone
+        self._holding = Holding(self.name, room)
+        names = [each.name for each in controller.phases]
+        following = names.index(phase.name) + 1
+        self._next_phase = names[following] if following < len(names) else None
+        # Both hold at most what was delivered: `wanted` of the executor bounds that.
+        self._results: asyncio.Queue[Finished] = asyncio.Queue()
+        self._stored: asyncio.Queue[Here] = asyncio.Queue()
+        self._storing: asyncio.Task[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether the broker has no room for results: take nothing more."""
+        return self._holding.full
+
+    def put(self, finished: Finished) -> None:
+        """Publish it, and so on."""
+        self._results.put_nowait(finished)
+
+    def put_stored(self, here: Here) -> None:
+        """There is no result to publish: only the ack is left."""
+        self._stored.put_nowait(here)
+
+    def fail(self, here: Here, envelope: pb.DataPackage, error: BrokerPipelineError) -> None:
+        """Complete the package as ERROR with its payload as it came."""
+        self._failures.note(envelope, error)
+        job = Job(DataPackage.wrap(envelope), here, None)
+        self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))
+
+    async def publish_all(self) -> None:
+        """Publish what comes, for ever."""
+        while True:
+            finished = await self._results.get()
+            here = finished.job.token
+            assert isinstance(here, Here)
+            if finished.status is Status.ERROR:
+                self._failures.require_record(finished.envelope)
+            if self._states is not None:
+                here.new_state = self._states.keep(
+                    here.token, finished.envelope, here.message.stream_seq, finished.states
+                )
+            try:
+                await self._publish(here, finished.envelope, finished.status)
+            except PayloadTooLargeError as error:
+                envelope = parse_envelope(here.message.data)
+                self._failures.note(envelope, error)
+                self._failures.fit(envelope, self._broker.max_payload)
+                job = Job(finished.job.package, here, None)
+                self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))
+            except BrokerPipelineError as error:
+                self.unpublished(here, error)
+
+    async def _publish(self, here: Here, envelope: pb.DataPackage, status: Status) -> None:
+        data = envelope.SerializeToString()
+        if status is not Status.ERROR:
+            self._failures.check_size(len(data), self._broker.max_payload)
+        controller = self._controller.name
+        if status is Status.SUCCESS and self._next_phase is not None:
+            subject = self._subjects.queue(controller, self._next_phase, here.token)
+            msg_id = dispatch_id(envelope.id, controller, self._next_phase)
+        else:
+            subject = self._subjects.completion(controller, here.token)
+            msg_id = completion_id(envelope.id, controller)
+        send = partial(self._broker.start_publish, subject, data, msg_id=msg_id)
+        (await send()).add_done_callback(partial(self._acknowledged, here, send))
+
+    def _acknowledged(self, here: Here, send: Send, ack: asyncio.Future[PubAck]) -> None:
+        if ack.cancelled():
+            return
+        error = ack.exception()
+        if error is None:
+            if self._states is None:
+                pass
+            elif ack.result().duplicate:
+                # Another result was first: the state is what that one left, not this one.
+                self._states.forget(here.token)
+                here.new_state = None
+            else:
+                self._states.confirm(here.token, here.message.stream_seq)
+            self._stored.put_nowait(here)
+        elif not self._holding.hold(error, send, partial(self._acknowledged, here, send)):
+            self.unpublished(here, error)
+
+    def unpublished(self, here: Here, error: BaseException) -> None:
+        """The result is not known to be stored: the broker redelivers the package after a while,
+        and a second result is dropped where the first was stored after all."""
+        log.warning("a result of %s was not stored, it is run again: %s", self.name, error)
+        self._gone(here)
+
+    async def finish_all(self) -> None:
+        """What is left to do once a result is stored: the ack, and the new state."""
+        while True:
+            here = await self._stored.get()
+            await self._broker.ack(here.message)
+            if here.new_state is not None and self._states is not None:
+                if self._states.is_large(here.new_state):
+                    self._store_beside(self._states, here.token, here.new_state)
+                else:
+                    await self._store_state(here.token, here.new_state)
+            self._gone(here)
+
+    def _store_beside(self, states: StateKeeper, token: str, encoded: bytes) -> None:
+        """Store a large state while acks go on; one at a time, a later one will be stored too."""
+        if self._storing is not None and not self._storing.done():
+            states.not_stored(token)
+            return
+        self._storing = asyncio.create_task(
+            self._store_state(token, encoded), name=f"store a state of {self.name}"
+        )
+
+    def close(self) -> None:
+        """Hold nothing any longer: what is held is redelivered to another worker."""
+        self._holding.close()
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait for a large state that is being stored, and give it up after `timeout_s`."""
+        if self._storing is not None:
+            await asyncio.wait((self._storing,), timeout=timeout_s)
+            self._storing.cancel()
+            await asyncio.wait((self._storing,))
+
+    async def _store_state(self, token: str, encoded: bytes) -> None:
+        assert self._states is not None
+        try:
+            await self._states.store(token, encoded)
+        except BrokerPipelineError as error:
+            log.warning("a state of %s was not stored, a later one will be: %s", self.name, error)
