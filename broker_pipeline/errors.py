@@ -63,6 +63,22 @@ class SnapshotError(BrokerPipelineError):
     code = "BP204"
 
 
+class NewerVersionError(BrokerPipelineError):
+    """What is stored was written by a newer version of this program, which this one cannot follow.
+
+    Attributes:
+        pipeline: whose it is.
+        version: the version that it has.
+    """
+
+    code = "BP205"
+
+    def __init__(self, message: str, *, pipeline: str, version: int) -> None:
+        super().__init__(message, pipeline=pipeline, version=version)
+        self.pipeline = pipeline
+        self.version = version
+
+
 class BrokerError(BrokerPipelineError):
     """The broker refused something, or answered what was not expected."""
 

@@ -21,6 +21,8 @@ from broker_pipeline.modules import Module, StatefulModule, walk
 NAME = re.compile(r"[A-Za-z0-9_-]{1,48}")
 SECONDS_MIN, SECONDS_MAX = 1e-9, 1e9
 """Log time is counted in whole nanoseconds, in 64 bits; 1e9 seconds are 31 years."""
+DEPTH_MAX = 32
+"""Levels of modules in modules. Protobuf reads 100 levels of records, a few of which are ours."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,12 @@ def _phase_faults(controller: Controller, phase: Phase) -> Iterable[str]:
     yield from strangers
     if strangers:
         return
-    for _, module in walk(phase.modules):
+    for path, module in walk(phase.modules):
+        if path.count(".") == DEPTH_MAX:
+            yield (
+                f"BP111 {where} has modules inside one another to more than {DEPTH_MAX} levels; "
+                f"their records could not be read: nest them less"
+            )
         if not isinstance(module, Module):
             yield f"BP109 {where} holds {module!r} inside another module; expected a Module"
             continue

@@ -37,6 +37,10 @@ CONSUMER_EXISTS = 10148
 NO_MESSAGE = 10037
 
 
+# What msgspec raises on bytes that are not what they should be; text that is no UTF-8 included.
+UNREADABLE = (ValueError, RecursionError)
+
+
 class ApiError(msgspec.Struct, frozen=True):
     """The `error` of any answer."""
 
@@ -154,7 +158,14 @@ class JetStreamApi:
             ) from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise self._connection.gone() from error
-        result = msgspec.json.decode(reply.data, type=answer)
+        try:
+            result = msgspec.json.decode(reply.data, type=answer)
+        except UNREADABLE as error:
+            raise BrokerError(
+                f"the answer to {subject!r} cannot be read ({error}): {reply.data[:80]!r}; "
+                "expected that of a JetStream server; look at who else answers on this subject",
+                subject=subject,
+            ) from error
         if result.error is not None:
             raise _error(subject, result.error)
         return result
@@ -207,13 +218,19 @@ class JetStreamApi:
         if answer.message is None:
             raise BrokerError(f"the answer about {body!r} of stream {stream!r} holds no message")
         stored = answer.message
-        return Message(
-            stored.subject,
-            base64.b64decode(stored.data),
-            headers.parse(base64.b64decode(stored.hdrs)),
-            stored.seq,
-            _nanoseconds(stored.time),
-        )
+        try:
+            return Message(
+                stored.subject,
+                base64.b64decode(stored.data),
+                headers.parse(base64.b64decode(stored.hdrs)),
+                stored.seq,
+                _nanoseconds(stored.time),
+            )
+        except (ValueError, OverflowError) as error:
+            raise BrokerError(
+                f"the answer about {body!r} of stream {stream!r} cannot be read ({error}); "
+                "expected a message as JetStream shows it"
+            ) from error
 
     async def last_message(self, stream: str, subject: str) -> Message | None:
         """The newest message of a subject. Raises NotFoundError when there is no such stream."""

@@ -32,7 +32,8 @@ PENDING_BYTES_MAX = 64 << 20
 # How often a connection is looked at that ended without its callbacks being called (see `_check`).
 CHECK_S = 0.25
 
-_UNSAFE_SUBJECT = re.compile(r"[ \t\r\n]")
+# White space, and surrogates but for those that stand for bytes (`_Client._process_msg`).
+_UNSAFE_SUBJECT = re.compile("[ \t\r\n\ud800-\udc7f\udd00-\udfff]")
 
 Taker = Callable[[str, str, bytes, bytes | None], None]
 """Takes a message as `(subject, reply, data, header block)`; it must not raise."""
@@ -67,8 +68,13 @@ class _Client(Client):
         if take is None:
             await super()._process_msg(sid, subject, reply, data, headers)
         else:
-            # A producer may publish to any bytes: a strict decode would end the read loop.
-            take(subject.decode("utf-8", "surrogateescape"), reply.decode(), data, headers)
+            # Anybody may publish with any bytes: a strict decode would end the read loop.
+            take(
+                subject.decode("utf-8", "surrogateescape"),
+                reply.decode("utf-8", "surrogateescape"),
+                data,
+                headers,
+            )
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self.takers.pop(sid, None)
@@ -165,9 +171,11 @@ class Connection:
             )
         if head:
             size = len(head) + len(data)
-            line = f"HPUB {subject} {reply} {len(head)} {size}\r\n".encode()
+            text = f"HPUB {subject} {reply} {len(head)} {size}\r\n"
         else:
-            line = f"PUB {subject} {reply} {len(data)}\r\n".encode()
+            text = f"PUB {subject} {reply} {len(data)}\r\n"
+        # Workers answer under the token that a raw producer chose, which may be no UTF-8.
+        line = text.encode("utf-8", "surrogateescape")
         # Client.publish does just this, but builds the headers with a regular expression each:
         # 13 against 5 us a message. A test publishes through it, so a change would not go unseen.
         await nc._send_command(b"%b%b%b\r\n" % (line, head, data))

@@ -16,7 +16,7 @@ import msgspec
 import nats.errors
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from broker_pipeline.broker.api import ApiError
+from broker_pipeline.broker.api import UNREADABLE, ApiError
 from broker_pipeline.broker.connection import Connection, error_future
 from broker_pipeline.broker.headers import check_size, encode
 from broker_pipeline.broker.publish import no_stream, refusal
@@ -269,7 +269,7 @@ class FastIngestPublisher:
             return
         try:
             answer = _decode(data)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             answer = Answer(error=ApiError(description=f"not understood: {data[:80]!r}"))
         self._apply(session, answer)
 

@@ -15,9 +15,9 @@ from broker_pipeline.errors import PayloadError, PayloadTooLargeError
 VERSION = "NATS/1.0"
 NO_HEADERS: Mapping[str, str] = {}
 
-# A line end would let a value smuggle in other headers, or protocol lines.
+# A line end would let a value smuggle in other headers, or protocol lines; a surrogate is no text.
 _UNSAFE_NAME = re.compile(r"[^!-9;-~]")
-_UNSAFE_VALUE = re.compile(r"[\r\n]")
+_UNSAFE_VALUE = re.compile("[\r\n\ud800-\udfff]")
 
 
 def encode(msg_id: str | None, headers: Mapping[str, str] | None) -> bytes:
@@ -62,6 +62,11 @@ def status(block: bytes | None) -> tuple[str, str]:
     return code, text
 
 
+def number(text: str) -> int:
+    """A count in a header or a status; 0 where it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
 def check_size(subject: str, block: bytes, data: bytes, bytes_max: int) -> int:
     """The size as the broker counts it. Raises PayloadTooLargeError."""
     size = len(block) + len(data)
@@ -78,7 +83,7 @@ def check_size(subject: str, block: bytes, data: bytes, bytes_max: int) -> int:
 def _unsafe(name: str, value: str) -> PayloadError:
     return PayloadError(
         f"the header {name!r}: {value!r} cannot be sent; expected a name of printable ASCII "
-        "without a colon, and a value without line ends; escape it",
+        "without a colon, and a value that is text without line ends; escape it",
         name=name,
         value=value,
     )

@@ -98,7 +98,7 @@ class Lease:
         else:
             try:
                 record = msgspec.json.decode(found.value, type=LeaseRecord)
-            except msgspec.MsgspecError:
+            except (ValueError, RecursionError):
                 return False  # a stranger's: it vanishes with its TTL like any other
             held = Held(record.holder, record.term, found.revision)
             if record.holder != self._holder:

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from broker_pipeline.broker.api import ApiError
+from broker_pipeline.broker.api import UNREADABLE, ApiError
 from broker_pipeline.broker.connection import Connection
-from broker_pipeline.broker.headers import check_size, encode, status
+from broker_pipeline.broker.headers import check_size, encode, number, status
 from broker_pipeline.broker.port import PubAck
 from broker_pipeline.broker.storage import not_storing, storage_full
 from broker_pipeline.errors import (
@@ -238,7 +238,7 @@ def _parse_ack(subject: str, data: bytes, head: bytes | None) -> Acknowledgement
         raise no_stream(subject, head)
     try:
         ack = _decode(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise PublishRefusedError(
             f"the answer to a message on {subject!r} is no acknowledgement: {data[:80]!r}; "
             "expected a JetStream stream to answer",
@@ -255,7 +255,7 @@ def no_stream(subject: str, head: bytes | None) -> PublishRefusedError:
     return PublishRefusedError(
         f"no stream listens on {subject!r} (status {code or 'missing'}); expected one that "
         "stores it; provision it first, or correct the subject",
-        err_code=int(code or 0),
+        err_code=number(code),
         subject=subject,
     )
 

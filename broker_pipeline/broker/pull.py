@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from broker_pipeline.broker.api import ConsumerInfo, JetStreamApi, pause_before_retry
 from broker_pipeline.broker.connection import Connection, error_future
-from broker_pipeline.broker.headers import parse, status
+from broker_pipeline.broker.headers import number, parse, status
 from broker_pipeline.broker.port import Handler, Message
 from broker_pipeline.errors import BrokerError, ConnectionLostError, NotFoundError
 from broker_pipeline.journey import NS
@@ -33,6 +33,30 @@ STOP_TIMEOUT_S = 3.0
 
 _ACK_PREFIX = "$JS.ACK."
 _NAK = b"-NAK"
+
+
+def delivery(subject: str, reply: str, data: bytes, head: bytes | None) -> tuple[Message, str, int]:
+    """A delivered message, its consumer, and its number with that.
+
+    Raises:
+        BrokerError: `reply` is no ack subject.
+    """
+    # v1 has 9 tokens: $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.
+    # <consumer sequence>.<time>.<pending>; v2 has <domain>.<account> before the stream, and 11 or
+    # more.
+    tokens = reply.split(".")
+    at = 4 if len(tokens) == 9 else 6
+    try:
+        sequence, time = int(tokens[at + 1]), int(tokens[at + 3])
+        delivered, pending = int(tokens[at]), int(tokens[at + 4])
+        message = Message(subject, data, parse(head), sequence, time, delivered, pending, reply)
+        return message, tokens[at - 1], int(tokens[at + 2])
+    except (ValueError, IndexError) as error:
+        raise BrokerError(
+            f"{reply[:200]!r} came as an ack subject and is none ({error}); expected one of "
+            f"JetStream's: look at who else publishes to this connection's inbox",
+            reply=reply[:200],
+        ) from error
 
 
 class Puller:
@@ -153,22 +177,7 @@ class Puller:
             else:
                 self._heard = True
                 self._outstanding -= 1
-                # v1 has 9 tokens: $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.
-                # <consumer sequence>.<time>.<pending>; v2 has <domain>.<account> before the
-                # stream, and 11 or more.
-                tokens = reply.split(".")
-                at = 4 if len(tokens) == 9 else 6
-                message = Message(
-                    subject,
-                    data,
-                    parse(head),
-                    int(tokens[at + 1]),
-                    int(tokens[at + 3]),
-                    int(tokens[at]),
-                    int(tokens[at + 4]),
-                    reply,
-                )
-                self._deliver(message, tokens[at - 1], int(tokens[at + 2]))
+                self._deliver(*delivery(subject, reply, data, head))
             if self._outstanding <= self._low:
                 self._wake.set()
         except Exception as error:  # a handler is user code
@@ -181,9 +190,9 @@ class Puller:
         pending = headers.get("Nats-Pending-Messages")
         if pending is not None and code in ("404", "408", "409"):
             # A request has ended with so many messages of it not delivered.
-            self._outstanding = max(0, self._outstanding - int(pending))
+            self._outstanding = max(0, self._outstanding - number(pending))
             if "MaxBytes" in text:
-                self._on_too_large(int(headers.get("Nats-Pending-Bytes", 0)))
+                self._on_too_large(number(headers.get("Nats-Pending-Bytes", "")))
             if "Deleted" not in text and "Leadership" not in text and "Shutdown" not in text:
                 return
         # The consumer may be gone, or has moved: all requests are void.

@@ -83,7 +83,8 @@ async def deployed_plan(broker: Broker, pipeline: str) -> Plan | None:
     """The plan that is deployed, read from the leader; None where none is.
 
     Raises:
-        PlanError: it is of a version that this program does not read.
+        PlanError: it cannot be read.
+        NewerVersionError: it is of a version that this program does not know.
     """
     try:
         await broker.stream_state(stream_name(pipeline, SHARD))

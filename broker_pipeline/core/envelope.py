@@ -30,8 +30,8 @@ from broker_pipeline.core.names import (
     readable_instance,
     shortened_token,
 )
-from broker_pipeline.core.plan import Plan
-from broker_pipeline.errors import MalformedPackageError, PlanError
+from broker_pipeline.core.plan import VERSION_MAX, Plan
+from broker_pipeline.errors import MalformedPackageError, NewerVersionError, PlanError
 from broker_pipeline.journey import MODE_TO_PB, STATUS_TO_PB, Outcome, Status, outcome_of
 from broker_pipeline.package import CONTENT_TYPE, parse_envelope
 
@@ -39,6 +39,12 @@ _RUNNING = STATUS_TO_PB[Status.RUNNING]
 _ERROR = STATUS_TO_PB[Status.ERROR]
 _TOO_LONG = f"the name of an instance has more than {INSTANCE_BYTES_MAX} bytes"
 _COMPLETIONS = (Outcome.SUCCESS, Outcome.EXIT, Outcome.ERROR)
+PRODUCER_CHARS_MAX = 128
+"""A producer's name is kept while its instance lives; a longer one counts as none."""
+_PRODUCERS_OWN = ("data", "content_type", "attributes")
+_JOURNEY = tuple(
+    name for name in pb.DataPackage.DESCRIPTOR.fields_by_name if name not in _PRODUCERS_OWN
+)
 
 
 class Ignored(Exception):
@@ -60,6 +66,8 @@ def read_event(
 
     Raises:
         Ignored: nobody of ours wrote it.
+        NewerVersionError: a plan that this program cannot follow; whoever goes on without it would
+            decide otherwise than those that know it.
     """
     if subject.startswith(subjects.ctl_in):
         return _arrival(subject[len(subjects.ctl_in) :], headers, data, stream_seq, time)
@@ -68,14 +76,31 @@ def read_event(
     if subject == subjects.tick:
         return Ticked(stream_seq, time), None
     if subject == subjects.plan:
-        try:
-            plan = Plan.from_bytes(data)
-        except PlanError as error:
-            raise Ignored(str(error)) from error
-        if plan.pipeline != subjects.pipeline:
-            raise Ignored(f"a plan of pipeline {plan.pipeline!r} was sent to another's log")
-        return Deployed(stream_seq, time, plan), None
+        return Deployed(stream_seq, time, _plan(subjects, data, stream_seq)), None
     raise Ignored(f"subject {subject!r} is none that the design knows")
+
+
+def _plan(subjects: Subjects, data: bytes, stream_seq: int) -> Plan:
+    newer: NewerVersionError | None = None
+    try:
+        plan = Plan.from_bytes(data)
+        pipeline = plan.pipeline
+    except PlanError as error:
+        raise Ignored(str(error)) from error
+    except NewerVersionError as error:
+        newer, pipeline = error, error.pipeline
+    if pipeline != subjects.pipeline:
+        raise Ignored(f"a plan of pipeline {pipeline!r} was sent to another's log")
+    if newer is not None:
+        raise NewerVersionError(
+            f"message {stream_seq} of the log of {pipeline!r} is a plan of version "
+            f"{newer.version}; this program knows versions up to {VERSION_MAX} and cannot decide "
+            f"what comes after it: run controllers of the version that deployed it, or delete that "
+            f"message if nobody has",
+            pipeline=pipeline,
+            version=newer.version,
+        )
+    return plan
 
 
 def _arrival(
@@ -98,12 +123,16 @@ def _arrival(
     if control == CONTROL_CLOSE:
         return Closed(stream_seq, time, token), None
     envelope, malformed = _producers_envelope(_text(headers.get(HEADER_CONTENT_TYPE, "")), data)
+    if control is not None:  # of a newer client, or nobody's: as a package it would be misread
+        known = f"expected {CONTROL_OPEN!r} or {CONTROL_CLOSE!r}"
+        malformed = f"the control {_text(control)[:40]!r} is none that this program knows; {known}"
+        malformed = str(MalformedPackageError(malformed))
     producer = _text(headers.get(HEADER_PRODUCER, ""))
     digits = headers.get(HEADER_NUMBER, "")
     # A number that is none counts as no number: the package is taken in arrival order.
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else 0
-    if not number:
-        producer = ""
+    if not number or len(producer) > PRODUCER_CHARS_MAX:
+        producer, number = "", 0
     return Arrived(stream_seq, time, token, producer, number, malformed), envelope
 
 
@@ -113,16 +142,17 @@ def _text(header: str) -> str:
 
 
 def _producers_envelope(content_type: str, data: bytes) -> tuple[pb.DataPackage, str]:
-    """The package as its producer means it: payload and attributes, no journey."""
+    """The package as its producer means it: payload, attributes and what a newer version of it
+    may say besides; no journey."""
     if content_type != CONTENT_TYPE:
         return pb.DataPackage(data=data, content_type=content_type), ""
     try:
         sent = parse_envelope(data)
     except MalformedPackageError as error:
         return pb.DataPackage(data=data), str(error)
-    return pb.DataPackage(
-        data=sent.data, content_type=sent.content_type, attributes=sent.attributes
-    ), ""
+    for field in _JOURNEY:
+        sent.ClearField(field)
+    return sent, ""
 
 
 def _completion(
@@ -141,7 +171,15 @@ def _completion(
     status = record.phases[-1].status if record.phases else _ERROR
     outcome = outcome_of(status)
     if outcome not in _COMPLETIONS:
-        raise Ignored(f"a completion of controller {controller!r} has no final status")
+        # Nobody sends another one: ignored, the package would be in flight for ever.
+        outcome = Outcome.ERROR
+        record.phases[-1].status = _ERROR
+        unknown = MalformedPackageError(
+            f"phase {record.phases[-1].name!r} of controller {controller!r} gave the package back "
+            f"with status {status}, which is none that a phase ends with; expected one of "
+            f"{', '.join(_COMPLETIONS)}: run workers of this version"
+        )
+        envelope.errors.add(type="MalformedPackageError", message=str(unknown))
     return Completed(
         stream_seq,
         time,

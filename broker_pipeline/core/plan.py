@@ -6,12 +6,13 @@ Equal pipelines give equal plans. The plan is what `deploy` publishes, what lead
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import msgspec
 
 from broker_pipeline.core.names import consumer_name, stream_name
-from broker_pipeline.errors import PlanError, UnknownPhaseError
+from broker_pipeline.errors import NewerVersionError, PlanError, UnknownPhaseError
 from broker_pipeline.journey import NS, Mode
 from broker_pipeline.modules import (
     CombinationModule,
@@ -22,6 +23,10 @@ from broker_pipeline.modules import (
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 
 VERSION = 1
+"""The rules that a plan asks for which uses nothing newer. Each change of what a leader decides
+is a new version, which only plans that need it have (docs/adr/0018-upgrades.md)."""
+VERSION_MAX = VERSION
+"""The newest rules that this program knows; it follows all before them too."""
 
 # What a deployed plan must hold, whoever wrote it: one that the machine could not follow would
 # stop every leader of its log. The names are those of `pipeline.NAME`.
@@ -65,7 +70,7 @@ class Plan(msgspec.Struct, frozen=True):
     controllers: Annotated[tuple[ControllerPlan, ...], msgspec.Meta(min_length=1)]
     instance_idle_ns: _Positive
     producer_gap_ns: _Positive
-    version: int = VERSION
+    version: _Positive = VERSION
 
     def to_bytes(self) -> bytes:
         """The plan as JSON, the same bytes for equal plans."""
@@ -73,18 +78,34 @@ class Plan(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Plan:
-        """Read a plan. Raises PlanError where the bytes are not one of this version."""
+        """Read a plan.
+
+        Raises:
+            PlanError: the bytes are not one.
+            NewerVersionError: they are one of a version that this program does not know.
+        """
         try:
+            stated = msgspec.json.decode(raw, type=_Stated)
+            if stated.version > VERSION_MAX:
+                raise NewerVersionError(
+                    f"the plan of pipeline {stated.pipeline!r} has version {stated.version}; this "
+                    f"program knows versions up to {VERSION_MAX}: run the program that deployed "
+                    f"it, or a later one",
+                    pipeline=stated.pipeline,
+                    version=stated.version,
+                )
             plan = msgspec.json.decode(raw, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise PlanError(
                 f"{len(raw)} bytes are not a plan ({error}); deploy the pipeline again"
             ) from error
-        if plan.version != VERSION:
+        faults = list(_faults(plan))
+        if faults:
             raise PlanError(
-                f"the deployed plan of pipeline {plan.pipeline!r} has version {plan.version}; this "
-                f"program reads version {VERSION}: run the program that deployed it",
-                version=plan.version,
+                f"a plan of pipeline {plan.pipeline!r} is none that a pipeline gives: "
+                f"{'; '.join(faults)}; deploy the pipeline again",
+                pipeline=plan.pipeline,
+                faults=faults,
             )
         return plan
 
@@ -106,6 +127,24 @@ class Plan(msgspec.Struct, frozen=True):
     def phase_names(self) -> list[str]:
         """All phases as CONTROLLER.PHASE."""
         return [f"{c.name}.{p.name}" for c in self.controllers for p in c.phases]
+
+
+class _Stated(msgspec.Struct, frozen=True):
+    """What a plan of any version says first; the rest of a newer one may look like anything."""
+
+    pipeline: _Name
+    version: _Positive
+
+
+def _faults(plan: Plan) -> Iterator[str]:
+    """What no declared pipeline can hold, and the machine relies on."""
+    names = [controller.name for controller in plan.controllers]
+    if len(set(names)) < len(names):
+        yield f"two of its controllers {names} have the same name"
+    for controller in plan.controllers:
+        phases = [phase.name for phase in controller.phases]
+        if len(set(phases)) < len(phases):
+            yield f"two of the phases {phases} of {controller.name!r} have the same name"
 
 
 def unknown_phase(plan: Plan, asked: str) -> UnknownPhaseError:
@@ -160,7 +199,8 @@ def unfollowable(old: Plan, new: Plan) -> list[str]:
     """Why packages that run under `old` cannot go on under `new`; empty where they can.
 
     Bounds, timeouts and the modules inside a phase may change. Controllers, their modes and phases
-    may not: packages are on their way between them.
+    may not: packages are on their way between them. Nor may the modules that have a state, or
+    their places: one that comes into the middle of an instance has not seen what came before.
     """
     faults = []
     before, after = ([c.name for c in plan.controllers] for plan in (old, new))
@@ -174,7 +214,24 @@ def unfollowable(old: Plan, new: Plan) -> list[str]:
         before, after = [p.name for p in was.phases], [p.name for p in will.phases]
         if before != after:
             faults.append(f"the phases of {was.name!r} were {before} and would be {after}")
+            continue
+        for old_phase, new_phase in zip(was.phases, will.phases, strict=True):
+            before, after = _with_state(old_phase.modules), _with_state(new_phase.modules)
+            if before != after:
+                where = f"{was.name}.{old_phase.name}"
+                faults.append(f"what has a state in {where!r} was {before} and would be {after}")
     return faults
+
+
+def _with_state(modules: Iterable[ModulePlan], inside: str = "") -> list[str]:
+    """The modules that have a state, each with its place: under that it is stored."""
+    found = []
+    for position, module in enumerate(modules):
+        place = f"{inside}{position}"
+        if module.kind == "stateful":
+            found.append(f"{module.name} at {place}")
+        found += _with_state(module.modules, f"{place}.")
+    return found
 
 
 def differences(old: Plan, new: Plan) -> list[str]:

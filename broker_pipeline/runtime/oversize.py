@@ -10,6 +10,8 @@ from broker_pipeline.journey import STATUS_TO_PB, Outcome, Status
 
 HEADER_BYTES = 512
 """What a message's headers may take of the broker's limit."""
+TEXT_KEPT = 400
+"""Characters of each text that stay where a package must be cut to who it is."""
 _ERROR = STATUS_TO_PB[Status.ERROR]
 
 
@@ -40,9 +42,47 @@ def instead(
 
 
 def shortened(envelope: pb.DataPackage, bytes_max: int) -> bytes:
-    """An envelope without what makes it too large: its payload, then what travels along."""
+    """An envelope without what makes it too large: its payload, then what travels along, then
+    what its modules said, and at last all but who it is and what it failed of."""
+    room = bytes_max - HEADER_BYTES
     envelope.data = b""
-    if envelope.ByteSize() > bytes_max - HEADER_BYTES:
+    if envelope.ByteSize() > room:
         envelope.attributes.clear()
         envelope.content_type = ""
+    if envelope.ByteSize() > room:
+        envelope.DiscardUnknownFields()
+        del envelope.errors[:-1]
+        for record in envelope.controllers:
+            for phase in record.phases:
+                del phase.modules[:]
+    if envelope.ByteSize() > room:  # a stranger's: no role of ours writes that much besides
+        envelope.CopyFrom(_bare(envelope))
     return envelope.SerializeToString()
+
+
+def _bare(envelope: pb.DataPackage) -> pb.DataPackage:
+    bare = pb.DataPackage(
+        id=envelope.id,
+        pipeline=envelope.pipeline[:TEXT_KEPT],
+        shard=envelope.shard,
+        instance=envelope.instance[:TEXT_KEPT],
+        epoch=envelope.epoch,
+        sequence=envelope.sequence,
+        outcome=envelope.outcome,
+        start_time_ns=envelope.start_time_ns,
+        end_time_ns=envelope.end_time_ns,
+    )
+    for record in envelope.controllers[-1:]:
+        last = bare.controllers.add(
+            name=record.name[:TEXT_KEPT],
+            mode=record.mode,
+            sequence=record.sequence,
+            status=record.status,
+            start_time_ns=record.start_time_ns,
+            total_time_ns=record.total_time_ns,
+        )
+        for phase in record.phases[-1:]:
+            last.phases.add(name=phase.name[:TEXT_KEPT], status=phase.status)
+    for error in envelope.errors[-1:]:
+        bare.errors.add(type=error.type[:TEXT_KEPT], message=error.message[:TEXT_KEPT])
+    return bare

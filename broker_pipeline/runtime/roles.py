@@ -15,7 +15,12 @@ from broker_pipeline.broker import jetstream
 from broker_pipeline.broker.lease import Lease
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.client.deploy import require_deployed
-from broker_pipeline.errors import BrokerPipelineError, LeadershipLostError
+from broker_pipeline.errors import (
+    BrokerPipelineError,
+    LeadershipLostError,
+    NewerVersionError,
+    SnapshotError,
+)
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.leader import Leader
 from broker_pipeline.runtime.lifecycle import unless_stopped
@@ -36,6 +41,9 @@ successor not see each other, they must not depose each other in turns."""
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 2.0
 """Between two attempts to lead or to connect again, doubling from the first to the last."""
+NEWER_S = 30.0
+"""How long a controller stands aside that met what only a newer version can follow: newer ones
+lead meanwhile, and it looks again in case somebody went back."""
 STEADY_S = 5.0
 """What has gone well for so long is no failed attempt when it ends."""
 RELEASE_S = 1.0
@@ -78,19 +86,26 @@ async def run_controller(
                     await _lead_or_stand_by(broker, standby, pipeline, shard, stop, announce)
             except BrokerPipelineError as error:
                 # Crash-only: whatever happened, begin anew with nothing but what is stored.
-                log.warning("controller of %r begins anew: %s", pipeline, error)
-                announce(f"controller of {pipeline!r} begins anew: {error}")
+                how = f"stands aside for {NEWER_S:g} s" if _is_newer(error) else "begins anew"
+                log.warning("controller of %r %s: %s", pipeline, how, error)
+                announce(f"controller of {pipeline!r} {how}: {error}")
                 if isinstance(error, LeadershipLostError):
                     trusts_from = loop.time() + TRUST_AGAIN_S
                 lasted = loop.time() - begun > STEADY_S
                 retry_s = RETRY_MIN_S if lasted else min(RETRY_MAX_S, retry_s * 2)
-                await _sleep_or_stop(retry_s, stop)
+                await _sleep_or_stop(NEWER_S if _is_newer(error) else retry_s, stop)
             if broker is not None:
                 ending, broker = broker, None
                 await _close(ending)
     finally:
         if broker is not None:
             await _close(broker)
+
+
+def _is_newer(error: BrokerPipelineError) -> bool:
+    """Whether only a newer version of this program can go on."""
+    snapshot = isinstance(error, SnapshotError) and "version" in error.values
+    return snapshot or isinstance(error, NewerVersionError)
 
 
 async def _connect_or_stop(url: str, name: str, stop: asyncio.Event) -> Broker | None:

@@ -275,7 +275,7 @@ class StateKeeper:
             value = found
         try:
             stored = msgspec.msgpack.decode(value, type=_Stored)
-        except (msgspec.MsgspecError, ValueError):
+        except (ValueError, RecursionError):
             log.warning("the stored state %s is unreadable; computing it from the log", key)
             return beginning
         usable = stored.epoch == epoch and stored.sequence <= previous
@@ -287,7 +287,7 @@ class StateKeeper:
             kind = self._types.get(path)
             try:
                 states[path] = msgspec.msgpack.decode(raw, type=kind or Any)
-            except (msgspec.MsgspecError, ValueError) as error:
+            except (ValueError, RecursionError) as error:
                 raise StateError(
                     f"the stored state of module {path} in phase {self._phase!r} does not decode "
                     f"to {kind.__name__ if kind else 'plain data'} ({error}); deploy under a new "

@@ -185,3 +185,17 @@ def test_a_payload_type_that_needs_no_declaration_is_refused():
     controller = Controller("c", [Phase("p", [ExecutionModule()])])
     with pytest.raises(DeclarationError, match="BP110"):
         Pipeline("x", [controller], payload_types=[bytes])
+
+
+def test_modules_in_modules_have_a_bound():
+    """Beyond 100 levels nobody could read what the package's journey says: it would never leave."""
+
+    def nested(levels):
+        module = Step()
+        for _ in range(levels - 1):
+            module = CombinationModule([module], name="in")
+        return controller("c", phase(modules=[module]))
+
+    assert codes(controllers=[nested(32)]) == []
+    assert codes(controllers=[nested(33)]) == ["BP111"]
+    assert codes(controllers=[nested(50)]) == ["BP111"]

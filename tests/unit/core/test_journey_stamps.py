@@ -86,7 +86,7 @@ def test_a_producers_package_gives_its_payload_and_attributes_and_no_journey():
         ({"Bp-Producer": "p", "Bp-Number": "-1"}, ("", 0)),
         ({"Bp-Producer": "p", "Bp-Number": "²"}, ("", 0)),
         ({"Bp-Producer": "p", "Bp-Number": "9" * 19}, ("", 0)),
-        ({"Bp-Control": "dance"}, ("", 0)),
+        ({"Bp-Producer": "p" * 129, "Bp-Number": "1"}, ("", 0)),
     ],
 )
 def test_a_number_that_is_none_counts_as_no_number(headers, expected):
@@ -113,9 +113,6 @@ def completion(**changes):
         ("bp.demo.0.ctl.done.c0.a", b"\xff", "unreadable"),
         ("bp.demo.0.ctl.done.c0.a", b"", "no record of it"),
         ("bp.demo.0.ctl.done.c0.a", completion(name="c1"), "no record of it"),
-        ("bp.demo.0.ctl.done.c0.a", completion(status=1), "no final status"),
-        ("bp.demo.0.ctl.done.c0.a", completion(status=7), "no final status"),
-        ("bp.demo.0.ctl.done.c0.a", completion(status=77), "no final status"),
         ("bp.demo.0.ctl.plan", b"{}", "BP201"),
         ("bp.demo.0.ctl.plan", make_plan(CHAIN).to_bytes().replace(b"demo", b"devo"), "another's"),
     ],
@@ -124,6 +121,27 @@ def test_what_no_role_writes_is_ignored_with_a_reason(subject, data, why):
     """It changes nothing, and whoever looks at the log is told why."""
     with pytest.raises(Ignored, match=why):
         read_event(Subjects("demo"), subject, {}, data, 9, 9)
+
+
+def test_a_control_that_is_unknown_leaves_as_an_error():
+    """It is of a newer client: run as a package its bytes would be misread, and dropped without a
+    word they would be lost."""
+    event, found = read_event(
+        Subjects("demo"), "bp.demo.0.ctl.in.a", {"Bp-Control": "dance"}, b"x", 9, 9
+    )
+    assert event.malformed.startswith("BP401 the control 'dance' is none that this program knows")
+    assert found.data == b"x"
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 7, 9, 77, 2**31 - 1, -1])
+def test_a_completion_with_a_status_that_no_phase_ends_with_is_an_error(status):
+    """Of a newer worker, or a broken one. Ignored, its package would be in flight for ever."""
+    event, found = read_event(
+        Subjects("demo"), "bp.demo.0.ctl.done.c0.a", {}, completion(status=status), 9, 9
+    )
+    assert event.outcome is Outcome.ERROR
+    assert f"with status {status}, which is none" in found.errors[-1].message
+    assert found.controllers[-1].phases[-1].status == pb.STATUS_ERROR
 
 
 def test_a_completion_that_reached_no_phase_is_an_error():

@@ -12,13 +12,19 @@ from broker_pipeline.core.events import Arrived
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.names import completion_id
 from broker_pipeline.core.plan import (
+    VERSION_MAX,
     Plan,
     compile_plan,
     differences,
     topology,
     unfollowable,
 )
-from broker_pipeline.errors import PlanError, SnapshotError, UnknownPhaseError
+from broker_pipeline.errors import (
+    NewerVersionError,
+    PlanError,
+    SnapshotError,
+    UnknownPhaseError,
+)
 from broker_pipeline.journey import Mode
 from broker_pipeline.modules import (
     CombinationModule,
@@ -96,6 +102,26 @@ def test_bounds_and_times_may_change_and_the_way_may_not():
         "the mode of 'c0' was NO_ORDER and would be FIRST_WINS",
     ]
     assert "would be" in unfollowable(old, one)[0]
+    first, second = old.controllers
+    turned = msgspec.structs.replace(old, controllers=(second, first))
+    assert unfollowable(old, turned)[0].startswith("the controllers were ['first', 'second']")
+
+
+def test_a_module_with_a_state_does_not_come_into_or_leave_a_running_phase():
+    """In the middle of an instance it has not seen what came before; and its state is stored under
+    its place, at whatever depth of the phase that is."""
+
+    def plan(*modules):
+        return compile_plan(Pipeline("demo", [Controller("c", phases=[Phase("p", modules)])]))
+
+    was = plan(Step(), CombinationModule([Count(name="sum"), Step(name="other")], name="both"))
+    other_steps = plan(Step(name="new"), CombinationModule([Count(name="sum")], name="both"))
+    assert unfollowable(was, other_steps) == unfollowable(other_steps, was) == []
+    for now, states in ((plan(Step()), []), (plan(Count(name="sum")), ["sum at 0"])):
+        assert unfollowable(was, now) == [
+            f"what has a state in 'c.p' was ['sum at 1.0'] and would be {states}"
+        ]
+        assert len(unfollowable(now, was)) == 1
 
 
 def test_differences_are_told_by_name():
@@ -135,7 +161,11 @@ def test_topology_names_every_consumer_and_its_one_filter():
         lambda plan: plan.update(instance_idle_ns=0),
         lambda plan: plan.update(producer_gap_ns=2**63),
         lambda plan: plan.update(pipeline="demo\n"),
-        lambda plan: plan.update(version=2),
+        lambda plan: plan.update(version=0),
+        lambda plan: plan.update(version="2"),
+        lambda plan: plan.update(version=2**63),
+        lambda plan: plan.update(controllers=plan["controllers"] * 2),
+        lambda plan: plan["controllers"][0].update(phases=plan["controllers"][0]["phases"] * 2),
     ],
 )
 def test_a_plan_that_no_machine_could_follow_is_refused(spoil):
@@ -144,6 +174,30 @@ def test_a_plan_that_no_machine_could_follow_is_refused(spoil):
     spoil(plan)
     with pytest.raises(PlanError, match="BP201"):
         Plan.from_bytes(json.dumps(plan).encode())
+
+
+@pytest.mark.parametrize("more", [{}, {"controllers": "like nothing we know", "lanes": [1]}])
+def test_a_plan_of_a_newer_version_says_so_whatever_it_looks_like(more):
+    """Its version is read before the rest: taken for bytes that are no plan it would be ignored,
+    and this leader would decide otherwise than those that know it."""
+    plan = json.loads(make_plan([(Mode.NO_ORDER, None, None)]).to_bytes())
+    plan.update(version=VERSION_MAX + 1, **more)
+    with pytest.raises(
+        NewerVersionError, match=r"BP205 .*'demo' has version 2; .*up to 1"
+    ) as error:
+        Plan.from_bytes(json.dumps(plan).encode())
+    assert (error.value.pipeline, error.value.version) == ("demo", 2)
+
+
+def test_a_snapshot_that_holds_a_newer_plan_is_not_called_damaged():
+    """Whoever deletes a damaged snapshot computes it again; this one is not to be deleted."""
+    from driving import World
+
+    machine = World(make_plan([(Mode.NO_ORDER, None, None)])).machine
+    machine.plan = msgspec.structs.replace(machine.plan, version=2)
+    head, parts = whole(machine)
+    with pytest.raises(NewerVersionError, match="BP205"):
+        snapshot.restore(snapshot.read_head(head), parts)
 
 
 def test_a_snapshot_of_another_version_says_which_program_reads_it(monkeypatch):
