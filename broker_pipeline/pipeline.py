@@ -62,6 +62,9 @@ class Controller:
         queue_size: how many more may wait; when one more arrives the oldest waiting one leaves as
             OVERFLOW (0: the new one does, if no worker is free). None: the queue is the broker,
             and nothing overflows.
+        max_age_s: a package that arrived at the pipeline so long ago or longer leaves as OUTDATED:
+            while it waits to be run or for its turn, or when it comes back; and where possible
+            before it is run. By the broker's clock. None: none is ever too old.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Controller:
     mode: Mode = Mode.NOT_PARALLEL
     max_workers: int | None = None
     queue_size: int | None = None
+    max_age_s: float | None = None
 
     @property
     def window(self) -> int | None:
@@ -164,6 +168,9 @@ def _controller_faults(controller: Controller) -> Iterable[str]:
         yield f"BP103 max_workers of {where} is {workers!r}; expected at least 1, or None: no bound"
     if queue is not None and (not isinstance(queue, int) or queue < 0):
         yield f"BP103 queue_size of {where} is {queue!r}; expected at least 0, or None: no bound"
+    age = controller.max_age_s
+    if age is not None and not _is_seconds(age):
+        yield f"BP103 max_age_s of {where} is {age!r}; expected seconds, more than 0, or None"
     if controller.mode is Mode.NOT_PARALLEL:
         if workers not in (None, 1):
             yield (

@@ -37,6 +37,7 @@ from broker_pipeline.journey import NS, Status
 from broker_pipeline.modules import Module, walk
 from broker_pipeline.package import CONTENT_TYPE, DataPackage
 from broker_pipeline.pipeline import Pipeline
+from broker_pipeline.runtime.ages import pass_over
 from broker_pipeline.runtime.execution.inline import run_inline
 from broker_pipeline.runtime.execution.program import Program, compile_phase
 from broker_pipeline.runtime.execution.threads import coroutine_of
@@ -277,6 +278,12 @@ class _Run:
         """A worker takes a package; what it makes of it is in the log when its time is over."""
         controller = self._plan.controllers[work[0]]
         phase = controller.phases[work[1]]
+        if self._too_old(work, raw):
+            skipped = pb.DataPackage.FromString(raw)
+            pass_over(skipped, phase.name, WORKER, self._now)
+            done = _Work(*work, token, Status.OUTDATED, skipped.SerializeToString())
+            self._at(self._now, _ENDS, done)
+            return
         seconds = self._duration_s
         if callable(seconds):
             label = f"{controller.name}.{phase.name}"
@@ -287,6 +294,11 @@ class _Run:
         record.controllers[-1].phases[-1].total_time_ns = duration
         done = _Work(*work, token, status, record.SerializeToString())
         self._at(self._now + duration, _ENDS, done)
+
+    def _too_old(self, work: tuple[int, int], raw: bytes) -> bool:
+        """Whether a worker would leave it out."""
+        age = self._plan.controllers[work[0]].max_age_ns
+        return age is not None and DataPackage.from_bytes(raw).start_time_ns + age <= self._now
 
     def _finish(self, done: _Work, modules: _Modules) -> None:
         controller = self._plan.controllers[done.controller]

@@ -77,10 +77,11 @@ class StreamExtent(msgspec.Struct, frozen=True):
 
 
 class StreamInfo(Answer, frozen=True):
-    """The answer about a stream."""
+    """The answer about a stream; its leader gives it, at the time `ts` (RFC 3339)."""
 
     config: dict[str, Any] = {}
     state: StreamExtent = StreamExtent()
+    ts: str = ""
 
 
 class ConsumerInfo(Answer, frozen=True):
@@ -211,6 +212,11 @@ class JetStreamApi:
         # An empty stream reports its first sequence as 0 until it has held a message.
         first = state.first_seq if state.messages else state.last_seq + 1
         return StreamState(first, state.last_seq, state.messages, state.bytes)
+
+    async def time_ns(self, stream: str) -> int:
+        """The clock of the stream's leader."""
+        info = await self.request(f"STREAM.INFO.{stream}", None, StreamInfo)
+        return _nanoseconds(info.ts)
 
     async def stored_message(self, stream: str, body: dict[str, Any]) -> Message:
         """One message, from the stream's leader (not a direct get, which any replica answers)."""

@@ -138,6 +138,10 @@ class JetStreamBroker:
         """See `Broker.stream_state`."""
         return await self._api.stream_state(stream)
 
+    async def time_ns(self, stream: str) -> int:
+        """See `Broker.time_ns`."""
+        return await self._api.time_ns(stream)
+
     async def delete_stream(self, stream: str) -> None:
         """See `Broker.delete_stream`."""
         with contextlib.suppress(NotFoundError):

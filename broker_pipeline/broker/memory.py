@@ -162,6 +162,11 @@ class MemoryBroker(MemoryObjects):
         """See `Broker.stream_state`."""
         return self.server().stream(stream).state
 
+    async def time_ns(self, stream: str) -> int:
+        """See `Broker.time_ns`."""
+        self.server().stream(stream)
+        return self._server.now_ns()
+
     async def delete_stream(self, stream: str) -> None:
         """See `Broker.delete_stream`."""
         server = self.server()

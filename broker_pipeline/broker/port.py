@@ -211,6 +211,10 @@ class Broker(Protocol):
     async def stream_state(self, stream: str) -> StreamState:
         """The stream's extent, from its leader. Raises NotFoundError."""
 
+    async def time_ns(self, stream: str) -> int:
+        """The clock that stamps the stream's messages, ns since the epoch, read at some moment
+        between the call and its return. Raises NotFoundError."""
+
     async def delete_stream(self, stream: str) -> None:
         """Delete a stream with its consumers; one that does not exist is no error."""
 

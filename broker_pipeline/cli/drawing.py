@@ -9,6 +9,7 @@ import msgspec
 
 from broker_pipeline.core.names import Subjects, ingress_subject, stream_name
 from broker_pipeline.core.plan import ControllerPlan, ModulePlan, Plan, topology
+from broker_pipeline.journey import NS
 
 INDENT = "  "
 
@@ -74,6 +75,8 @@ def _rules(controller: ControllerPlan) -> str:
         parts.append(f"max_workers {controller.window}")
     if controller.queue_size is not None:
         parts.append(f"queue_size {controller.queue_size}")
+    if controller.max_age_ns is not None:
+        parts.append(f"max_age {controller.max_age_ns / NS:g} s")
     return ", ".join(parts)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterator
+from operator import attrgetter
 
 import msgspec
 
@@ -10,6 +13,8 @@ from broker_pipeline.core.commands import PackageRef, Stamp
 from broker_pipeline.core.plan import ControllerPlan
 from broker_pipeline.core.release import RULES, AnyRelease, InOrder, Leaving
 from broker_pipeline.journey import Mode, Outcome
+
+_sequence = attrgetter("sequence")
 
 
 class Ticket(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -47,7 +52,7 @@ class ControllerState:
             an empty deque takes 600 bytes, and most instances never wait.
         release: the mode's rule, with what it holds back.
         reached: for each phase the last sequence id that went through it, and did not end there
-            as ERROR: that leaves no trace in a state (NOT_PARALLEL only).
+            as ERROR or OUTDATED: those leave no trace in a state (NOT_PARALLEL only).
     """
 
     __slots__ = ("in_flight", "next_sequence", "reached", "release", "waiting")
@@ -94,7 +99,8 @@ class ControllerState:
         """A package came back; False where none of that number is in flight (a repeat).
 
         Args:
-            phases: how many phases it went through without ERROR: their states changed.
+            phases: how many phases it went through, but for one that ended as ERROR or OUTDATED:
+                their states changed.
         """
         if self.in_flight.get(sequence) != package_id:
             return False
@@ -102,6 +108,12 @@ class ControllerState:
         for index in range(min(phases, len(self.reached))):
             self.reached[index] = sequence
         return True
+
+    def refuse(self, package: PackageRef, time: int, stamps: tuple[Stamp, ...]) -> Ticket:
+        """Give an arrival its number only: it leaves at once."""
+        ticket = Ticket(package, self.next_sequence, time, stamps)
+        self.next_sequence += 1
+        return ticket
 
     def start_waiting(self, rules: ControllerPlan) -> list[Ticket]:
         """Those waiting for which the window has room now, oldest first; and, after a deploy
@@ -120,14 +132,39 @@ class ControllerState:
             return self.release.succeeded(sequence, package)
         return [(sequence, package, outcome), *self.release.left_early(sequence)]
 
+    def waiting_packages(self) -> Iterator[tuple[int, PackageRef]]:
+        """Those that wait, for a place in the window or for their turn, with their numbers."""
+        for ticket in self.waiting or ():
+            yield ticket.sequence, ticket.package
+        if isinstance(self.release, InOrder):
+            for sequence, package in self.release.held.items():
+                if package is not None:
+                    yield sequence, package
+
+    def waiting_package(self, sequence: int) -> PackageRef | None:
+        """The one of that number, if it waits."""
+        ticket = self._queued(sequence)
+        if ticket is not None:
+            return ticket.package
+        return self.release.held.get(sequence) if isinstance(self.release, InOrder) else None
+
+    def withdraw(self, sequence: int) -> Ticket | None:
+        """Take the one of that number out of the queue; None where it is not in it."""
+        ticket = self._queued(sequence)
+        if ticket is not None and self.waiting is not None:
+            self.waiting.remove(ticket)  # mostly the first
+        return ticket
+
+    def _queued(self, sequence: int) -> Ticket | None:
+        waiting = self.waiting or ()
+        place = bisect_left(waiting, sequence, key=_sequence)
+        if place < len(waiting) and waiting[place].sequence == sequence:
+            return waiting[place]
+        return None
+
     def oldest_source(self) -> int | None:
         """The lowest stream sequence whose bytes are needed again; None where none is."""
-        held = self.release.held if isinstance(self.release, InOrder) else {}
-        if not self.waiting and not held:
-            return None  # most of them, most of the time
-        sources = [ticket.package.source for ticket in self.waiting or ()]
-        sources += [package.source for package in held.values() if package is not None]
-        return min(sources, default=None)
+        return min((package.source for _, package in self.waiting_packages()), default=None)
 
     def dump(self) -> ControllerSnapshot:
         """As it is stored."""

@@ -38,7 +38,7 @@ from broker_pipeline.package import CONTENT_TYPE, parse_envelope
 _RUNNING = STATUS_TO_PB[Status.RUNNING]
 _ERROR = STATUS_TO_PB[Status.ERROR]
 _TOO_LONG = f"the name of an instance has more than {INSTANCE_BYTES_MAX} bytes"
-_COMPLETIONS = (Outcome.SUCCESS, Outcome.EXIT, Outcome.ERROR)
+_COMPLETIONS = (Outcome.SUCCESS, Outcome.EXIT, Outcome.ERROR, Outcome.OUTDATED)
 PRODUCER_CHARS_MAX = 128
 """A producer's name is kept while its instance lives; a longer one counts as none."""
 _PRODUCERS_OWN = ("data", "content_type", "attributes")
@@ -190,6 +190,7 @@ def _completion(
         record.sequence,
         outcome,
         len(record.phases),
+        envelope.start_time_ns,
     ), envelope
 
 

@@ -52,8 +52,10 @@ class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="don
     Attributes:
         id: the package: the stream sequence of its arrival.
         sequence: its sequence id in this controller.
-        outcome: SUCCESS, or the early leaver's EXIT or ERROR.
+        outcome: SUCCESS, or the early leaver's EXIT or ERROR; OUTDATED where a worker did not run
+            it because it was too old.
         phases: how many of the controller's phases it reached.
+        arrived: when the package arrived at the pipeline, ns; 0 where that is not known.
     """
 
     stream_seq: int
@@ -65,6 +67,7 @@ class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="don
     sequence: int
     outcome: Outcome
     phases: int
+    arrived: int = 0
 
 
 class Ticked(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="tick"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import chain
 
+from broker_pipeline.core.ages import Ages, deadline_of
 from broker_pipeline.core.commands import Command, Dispatch, Emit, Entered, Left, PackageRef, Stamp
 from broker_pipeline.core.controller import Ticket
 from broker_pipeline.core.events import (
@@ -28,6 +29,8 @@ from broker_pipeline.core.producers import Held
 from broker_pipeline.core.release import Leaving
 from broker_pipeline.journey import Outcome
 
+_UNCHANGED = (Outcome.ERROR, Outcome.OUTDATED)
+"""A phase in which a worker ended a package so has left its states as they were."""
 IDLE_STEPS = 8
 """An instance ends when idle between `instance_idle` and 1/8 more: one tick ends many."""
 
@@ -42,6 +45,7 @@ class Machine:
         instances: by token, the one that saw something longest ago first.
         gaps: `(token, producer)` that wait for a missing package, oldest gap first, with its
             deadline.
+        ages: packages that wait where there is a `max_age_s`. It follows from the rest.
         unplanned: what came before the first plan.
         changed: tokens of instances that changed or ended since the last snapshot; a dict for its
             order.
@@ -53,6 +57,7 @@ class Machine:
         self.time = 0
         self.instances: OrderedDict[str, InstanceState] = OrderedDict()
         self.gaps: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.ages = Ages()
         self.unplanned: list[Event] = []
         self.changed: dict[str, None] = {}
         self._sources: dict[str, int] = {}
@@ -84,6 +89,8 @@ class Machine:
             idle = self.plan.instance_idle_ns
             ends = oldest.active + idle + idle // IDLE_STEPS
             deadline = ends if deadline is None else min(deadline, ends)
+        if self.ages and (waiting := self.ages.soonest()) is not None:
+            deadline = waiting[0] if deadline is None else min(deadline, waiting[0])
         return deadline
 
     def oldest_source(self) -> int | None:
@@ -107,6 +114,11 @@ class Machine:
             if source is not None:
                 self._sources[instance.token] = source
 
+    def rebuild_ages(self) -> None:
+        """Watch what waits; for a machine whose state was loaded, or whose plan has changed."""
+        if self.plan is not None:
+            self.ages.rebuild(self.plan, self.instances)
+
     # -- events ---------------------------------------------------------------------------------
     def _apply(self, event: Event, commands: list[Command]) -> None:
         if isinstance(event, Completed):
@@ -128,6 +140,8 @@ class Machine:
         for token, name in self.gaps:
             since = self.instances[token].producers[name].gap_since
             self.gaps[token, name] = since + event.plan.producer_gap_ns
+        self.rebuild_ages()
+        self._pass_ages(commands)
         for instance in sorted(self.instances.values(), key=_by_activity):
             for index, state in enumerate(instance.controllers):
                 for ticket in state.start_waiting(event.plan.controllers[index]):
@@ -183,14 +197,20 @@ class Machine:
         if index < 0:
             return
         state = instance.controllers[index]
-        changed = event.phases - (event.outcome is Outcome.ERROR)
+        changed = event.phases - (event.outcome in _UNCHANGED)
         if not state.complete(event.sequence, event.id, changed):
             return
         self._touch(instance)
-        package = PackageRef(event.id, 0, 0, event.stream_seq)
-        leaving = state.let_go(event.sequence, package, event.outcome)
+        package = PackageRef(event.id, 0, event.arrived, event.stream_seq)
+        rules, outcome = plan.controllers[index], event.outcome
+        aged = rules.max_age_ns is not None
+        if aged and outcome is Outcome.SUCCESS and deadline_of(rules, package) <= self.time:
+            outcome = Outcome.OUTDATED
+        leaving = state.let_go(event.sequence, package, outcome)
+        if aged and not leaving:  # it waits for its turn
+            self.ages.watch(instance, index, event.sequence, package)
         self._leave(instance, index, leaving, (), commands)
-        for ticket in state.start_waiting(plan.controllers[index]):
+        for ticket in state.start_waiting(rules):
             commands.append(self._dispatch(instance, index, ticket))
         if instance.closing:
             self._end_if_drained(instance, commands)
@@ -233,14 +253,32 @@ class Machine:
         commands: list[Command],
     ) -> None:
         assert self.plan is not None
-        state = instance.controllers[index]
-        start, overflow = state.admit(self.plan.controllers[index], package, self.time, stamps)
+        state, rules = instance.controllers[index], self.plan.controllers[index]
+        aged = rules.max_age_ns is not None
+        if aged and deadline_of(rules, package) <= self.time:
+            refused = state.refuse(package, self.time, stamps)
+            self._give_back(instance, index, refused, Outcome.OUTDATED, commands)
+            return
+        start, overflow = state.admit(rules, package, self.time, stamps)
         if start is not None:
             commands.append(self._dispatch(instance, index, start))
+        elif aged:
+            self.ages.watch(instance, index, state.next_sequence - 1, package)
         for ticket in overflow:
-            entered = Entered(index, ticket.sequence, ticket.admitted)
-            leaving = state.let_go(ticket.sequence, ticket.package, Outcome.OVERFLOW)
-            self._leave(instance, index, leaving, (*ticket.stamps, entered), commands)
+            self._give_back(instance, index, ticket, Outcome.OVERFLOW, commands)
+
+    def _give_back(
+        self,
+        instance: InstanceState,
+        index: int,
+        ticket: Ticket,
+        outcome: Outcome,
+        commands: list[Command],
+    ) -> None:
+        """A package that was never dispatched leaves."""
+        entered = Entered(index, ticket.sequence, ticket.admitted)
+        leaving = instance.controllers[index].let_go(ticket.sequence, ticket.package, outcome)
+        self._leave(instance, index, leaving, (*ticket.stamps, entered), commands)
 
     def _dispatch(self, instance: InstanceState, index: int, ticket: Ticket) -> Dispatch:
         previous = tuple(instance.controllers[index].reached)
@@ -293,8 +331,32 @@ class Machine:
             self.gaps[key] = since + self.plan.producer_gap_ns
             self.gaps.move_to_end(key)
 
+    def _pass_ages(self, commands: list[Command]) -> None:
+        """Let those leave that wait and are too old. None is left whose deadline is over: what is
+        dispatched, or let go in its turn, in the rest of the step is not too old.
+
+        No instance is drained by it: who waits, waits for one that is with the workers.
+        """
+        while (watched := self.ages.soonest()) is not None:
+            deadline, token, index, sequence = watched
+            if deadline > self.time:
+                break
+            self.changed[token] = None
+            instance = self.instances[token]
+            state = instance.controllers[index]
+            ticket = state.withdraw(sequence)
+            if ticket is not None:
+                self._give_back(instance, index, ticket, Outcome.OUTDATED, commands)
+            else:
+                package = state.waiting_package(sequence)
+                assert package is not None  # `soonest` gives what waits
+                leaving = state.let_go(sequence, package, Outcome.OUTDATED)
+                self._leave(instance, index, leaving, (), commands)
+
     def _pass_deadlines(self, commands: list[Command]) -> None:
         assert self.plan is not None
+        if self.ages:
+            self._pass_ages(commands)
         while self.gaps:
             (token, name), deadline = next(iter(self.gaps.items()))
             if deadline > self.time:

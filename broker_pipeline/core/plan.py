@@ -54,13 +54,15 @@ class PhasePlan(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ControllerPlan(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A controller: its rules and phases. `window` None: no bound on packages in flight."""
+    """A controller: its rules and phases. `window` None: no bound on packages in flight;
+    `max_age_ns` None: none is ever too old."""
 
     name: _Name
     mode: Mode
     phases: Annotated[tuple[PhasePlan, ...], msgspec.Meta(min_length=1)]
     window: _Positive | None = None
     queue_size: _Count | None = None
+    max_age_ns: _Positive | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -174,7 +176,13 @@ def _controller(controller: Controller) -> ControllerPlan:
         phases=tuple(_phase(phase) for phase in controller.phases),
         window=controller.window,
         queue_size=controller.queue_size,
+        max_age_ns=max_age_ns(controller),
     )
+
+
+def max_age_ns(controller: Controller) -> int | None:
+    """The age at which packages are too old for a controller; None where none is."""
+    return None if controller.max_age_s is None else int(controller.max_age_s * NS)
 
 
 def _phase(phase: Phase) -> PhasePlan:
@@ -198,9 +206,9 @@ def _module(module: Module[Any]) -> ModulePlan:
 def unfollowable(old: Plan, new: Plan) -> list[str]:
     """Why packages that run under `old` cannot go on under `new`; empty where they can.
 
-    Bounds, timeouts and the modules inside a phase may change. Controllers, their modes and phases
-    may not: packages are on their way between them. Nor may the modules that have a state, or
-    their places: one that comes into the middle of an instance has not seen what came before.
+    Bounds, ages, timeouts and the modules inside a phase may change. Controllers, their modes and
+    phases may not: packages are on their way between them. Nor may the modules that have a state,
+    or their places: one that comes into the middle of an instance has not seen what came before.
     """
     faults = []
     before, after = ([c.name for c in plan.controllers] for plan in (old, new))

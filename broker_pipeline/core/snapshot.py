@@ -259,6 +259,7 @@ def restore(head: Head, parts: Iterable[bytes]) -> tuple[Machine, Chain]:
         if head.plan:
             machine.plan = plan = Plan.from_bytes(head.plan)
             machine.fill([InstanceState.load(_instance(raw), plan) for raw in found.values()])
+            machine.rebuild_ages()
     except (ValueError, RecursionError, PlanError) as error:
         raise SnapshotError(f"a snapshot cannot be read ({error})") from error
     return machine, Chain.restored(machine, slices)

@@ -12,6 +12,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.pipeline import Controller, Phase
+from broker_pipeline.runtime.ages import pass_over
 from broker_pipeline.runtime.execution.failure import describe
 from broker_pipeline.runtime.oversize import shortened
 
@@ -56,6 +57,10 @@ class Failures:
                 worker=self._worker,
                 start_time_ns=self._now_ns(),
             )
+
+    def pass_over(self, envelope: pb.DataPackage) -> None:
+        """The package is too old to be run: OUTDATED in this phase, with no module in it."""
+        pass_over(envelope, self._phase, self._worker, self._now_ns())
 
     def check_size(self, size: int, bytes_max: int) -> None:
         """Raises PayloadTooLargeError where a result would not fit, or not with what follows."""

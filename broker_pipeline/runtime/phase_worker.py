@@ -21,6 +21,7 @@ from broker_pipeline.errors import BrokerPipelineError, MalformedPackageError, S
 from broker_pipeline.journey import Status
 from broker_pipeline.package import DataPackage, parse_envelope
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
+from broker_pipeline.runtime.ages import Ages
 from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
 from broker_pipeline.runtime.failures import Failures
 from broker_pipeline.runtime.results import Here, Results
@@ -71,6 +72,7 @@ class PhaseWorker:
         self._subjects = Subjects(pipeline.name, shard)
         self._stream = stream_name(pipeline.name, shard)
         self._consumer = consumer_name(controller.name, phase.name)
+        self._ages = Ages(broker, self._stream, controller)
         self._executor = PhaseExecutor(
             controller,
             phase,
@@ -127,6 +129,7 @@ class PhaseWorker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain. Raises when the broker ends the consumption."""
+        await self._ages.begin()
         self._subscription = subscription = await self._broker.consume(
             self._stream, self._consumer, self._delivered, credit=max(1, self._executor.wanted())
         )
@@ -148,6 +151,7 @@ class PhaseWorker:
                 group.create_task(self._suspects.serve(), name=f"suspects {self.name}"),
                 group.create_task(self._keep_alive(), name=f"keep alive {self.name}"),
             ]
+            helpers += self._ages.keep(group, f"clock {self.name}")
             stopping = group.create_task(stop.wait(), name=f"stop {self.name}")
             await asyncio.wait((subscription.failed, stopping), return_when=asyncio.FIRST_COMPLETED)
             if subscription.failed.done():
@@ -225,7 +229,7 @@ class PhaseWorker:
 
     def _begin(self, here: Here, envelope: pb.DataPackage) -> None:
         """Run the package with the states before it."""
-        if self._states is None:
+        if self._states is None or self._ages.too_old(envelope):
             self._submit(here, envelope, None)
         else:
             states = self._states.at_hand(here.token, envelope)
@@ -251,6 +255,11 @@ class PhaseWorker:
             self._subscription.set_credit(0 if self._results.full else max(0, wanted))
 
     def _submit(self, here: Here, envelope: pb.DataPackage, states: States | None) -> None:
+        if self._ages.too_old(envelope):
+            self._failures.pass_over(envelope)
+            job = Job(DataPackage.wrap(envelope), here, None)
+            self._results.put(Finished(job, envelope, Status.OUTDATED, None))
+            return
         gate = None if here.attempt is None else partial(self._suspects.admit, here)
         self._executor.submit([Job(DataPackage.wrap(envelope, self._types), here, states, gate)])
 

@@ -103,7 +103,7 @@ class Results:
             assert isinstance(here, Here)
             if finished.status is Status.ERROR:
                 self._failures.require_record(finished.envelope)
-            if self._states is not None:
+            if self._states is not None and finished.status is not Status.OUTDATED:
                 here.new_state = self._states.keep(
                     here.token, finished.envelope, here.message.stream_seq, finished.states
                 )

@@ -233,3 +233,13 @@ async def test_a_range_ends_where_the_stream_ended(stream: Broker) -> None:
     assert [each.data for each in only] == [b""] * 10
     await stream.purge("LOG", below=2505)
     assert numbers(await stream.read_range("LOG", "log.>", start_seq=1)) == [4, 5, 6, 7, 8, 9]
+
+
+async def test_the_time_is_that_of_the_clock_which_stamps_messages(stream: Broker) -> None:
+    """Read between two messages, it lies between their times; and there must be such a stream."""
+    before = await stream.get_message("LOG", (await stream.publish("log.a", b"")).stream_seq)
+    told = await stream.time_ns("LOG")
+    after = await stream.get_message("LOG", (await stream.publish("log.a", b"")).stream_seq)
+    assert before.time <= told <= after.time
+    with pytest.raises(NotFoundError):
+        await stream.time_ns("NONE")

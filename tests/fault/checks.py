@@ -49,6 +49,7 @@ class Checks:
         self.arrivals: dict[int, Message] = {}
         self.left: list[tuple[Message, pb.DataPackage]] = []
         self.queued: list[tuple[Message, pb.DataPackage]] = []
+        self.deployed = [m.time for m in log if m.subject == SUBJECTS.plan]
         for message in log:
             if message.subject.startswith(SUBJECTS.ctl_in):
                 self.arrivals[message.stream_seq] = message
@@ -63,6 +64,7 @@ class Checks:
             self.one_outcome_each,
             self.nothing_acknowledged_is_lost,
             self.order_by_mode,
+            self.outdated_when_too_old_and_only_then,
             self.as_the_model_says,
             self.dispatched_as_the_model_says,
             self.numbered_once_and_in_order,
@@ -130,10 +132,33 @@ class Checks:
                 if mode is not Mode.NO_ORDER and sequence < last.get(key, 0):
                     self.wrong(f"{package.id} left as {sequence} after {last[key]} of {key}")
                 last[key] = max(last.get(key, 0), sequence)
-            elif outcome is Outcome.OUTDATED:
-                index = len(package.controllers) - 1
-                if self.scenario.pipelines[0][1].controllers[index].mode is not Mode.FIRST_WINS:
-                    self.wrong(f"{package.id} is OUTDATED in {package.controllers[-1].name}")
+
+    def outdated_when_too_old_and_only_then(self) -> None:
+        """By the log's clock: who leaves a controller with SUCCESS is not too old for it, and who
+        leaves as OUTDATED is, or was overtaken."""
+        modes = {c.name: c.mode for c in self.scenario.pipelines[0][1].controllers}
+        for _, package in self.left:
+            for record in package.controllers:
+                left_ns = record.start_time_ns + record.total_time_ns
+                age_s = (left_ns - package.start_time_ns) / 1e9
+                limits = self._ages_at(record.name, left_ns)
+                if record.status == _SUCCESS and all(s is not None and age_s >= s for s in limits):
+                    self.wrong(f"{package.id} left {record.name} aged {age_s:g} s, of {limits}")
+                if record.status != _OUTDATED:
+                    continue
+                if record.phases and record.phases[-1].status == _OUTDATED:
+                    limits = self.scenario.ages_s[record.name]  # of a worker that was not renewed
+                elif modes[record.name] is Mode.FIRST_WINS:
+                    continue
+                if not any(s is not None and age_s >= s for s in limits):
+                    self.wrong(f"{package.id} is OUTDATED in {record.name}, aged {age_s:g} s")
+
+    def _ages_at(self, controller: str, time_ns: int) -> list[float | None]:
+        """What `max_age_s` was at that time: two where it was changed just then."""
+        ages_s = self.scenario.ages_s[controller]
+        begun = sum(at <= time_ns for at in self.deployed)
+        before = sum(at < time_ns for at in self.deployed)
+        return ages_s[max(0, before - 1) : begun]
 
     # -- against the model ------------------------------------------------------------------------
     def as_the_model_says(self) -> None:
@@ -298,6 +323,10 @@ class Checks:
                 if self.begun.asked[queued] < self.max_deliver - trusted:
                     self.wrong(f"{package.id} is called poison in {place} before its time")
                 return data
+            if phase.status == _OUTDATED and last:
+                if phase.modules:
+                    self.wrong(f"{package.id} was run in {place}, and called too old for it")
+                return data
             if orders(data).get(place) == POISON:
                 self.wrong(f"{package.id} kills its worker in {place}, and came out of it")
             data, end = fold[phase.name].run(data)
@@ -317,3 +346,4 @@ class Checks:
 
 
 _SUCCESS = STATUS_TO_PB[Status.SUCCESS]
+_OUTDATED = STATUS_TO_PB[Status.OUTDATED]

@@ -217,6 +217,10 @@ class Link:
         """See `Broker`."""
         return await self._do("stream_state", stream)
 
+    async def time_ns(self, stream: str) -> int:
+        """See `Broker`."""
+        return await self._do("time_ns", stream)
+
     async def delete_stream(self, stream: str) -> None:
         """See `Broker`."""
         await self._do("delete_stream", stream)

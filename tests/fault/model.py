@@ -65,6 +65,8 @@ class Model:
         admitted: `(epoch, sequence)` of each package that was taken.
         repeats: arrivals that were none: of a number that was there already.
         completed: the first completion that counted, by package and controller.
+        arrived: when each package arrived, by its id.
+        grown_old: how many left because time passed while they waited.
     """
 
     def __init__(self, subjects: Subjects) -> None:
@@ -77,7 +79,10 @@ class Model:
         self.admitted: dict[int, tuple[int, int]] = {}
         self.repeats: list[int] = []
         self.completed: dict[tuple[int, int], pb.DataPackage] = {}
+        self.arrived: dict[int, int] = {}
         self.overflows = 0
+        self.outdated = 0
+        self.grown_old = 0
         self._gaps = 0
 
     @property
@@ -103,13 +108,20 @@ class Model:
 
     def _plan(self, plan: Plan) -> None:
         self.plan = plan
-        rules = [(c.window, c.queue_size) for c in plan.controllers]
-        for life in self.lives.values():
+        rules = [(c.window, c.queue_size, c.max_age_ns) for c in plan.controllers]
+        for life in list(self.lives.values()):
+            life.chain.now = self.now
             self._told(life, life.chain.change(rules))
+            self._end_if_drained(life)
 
     def _pass_time(self) -> None:
         plan = self.plan
         assert plan is not None
+        for life in list(self.lives.values()):
+            starts, outs = life.chain.pass_time(self.now)
+            self.grown_old += len(outs)
+            self._told(life, (starts, outs))
+            self._end_if_drained(life)
         # The oldest gap first, whosever it is; none is given up twice at one moment.
         waiting = [
             (life, name)
@@ -145,10 +157,11 @@ class Model:
             self._close(life, message)
             return
         if life is None:
-            rules = [(c.mode, c.window, c.queue_size) for c in plan.controllers]
+            rules = [(c.mode, c.window, c.queue_size, c.max_age_ns) for c in plan.controllers]
             life = Life(token, message.stream_seq, NaiveChain(rules), self.now)
             self.lives[token] = life
         life.active = self.now
+        self.arrived[message.stream_seq] = message.time
         if life.closing:
             life.parked.append(message)
             return
@@ -189,7 +202,8 @@ class Model:
         for label in labels:
             life.order.append(label)
             self.admitted[label] = (life.epoch, len(life.order))
-            self._told(life, life.chain.arrive(label))
+            life.chain.now = self.now
+            self._told(life, life.chain.arrive(label, self.arrived[label]))
 
     def _complete(self, message: Message) -> None:
         plan = self.plan
@@ -208,6 +222,7 @@ class Model:
         self.completed[package.id, index] = package
         life.active = self.now
         outcome = _OUTCOMES[record.phases[-1].status]
+        life.chain.now = self.now
         self._told(life, life.chain.complete(index, number, outcome))
         self._end_if_drained(life)
 
@@ -220,3 +235,4 @@ class Model:
         self.starts += [Start(life.token, life.epoch, *start) for start in starts]
         self.outs += [(life.token, label, outcome) for label, outcome in outs]
         self.overflows += sum(outcome is Outcome.OVERFLOW for _, outcome in outs)
+        self.outdated += sum(outcome is Outcome.OUTDATED for _, outcome in outs)

@@ -13,6 +13,11 @@ NAME = "sim"
 LARGE_STATES = 0.25
 """The share of seeds in which no state fits into a message."""
 
+AGED_SHARE = 0.3
+"""Of all seeds: those in which packages get too old."""
+UNAGED = (5131, 254)
+"""Seeds that have found a bug before there were ages: they go on meaning what they meant."""
+
 Kinds = dict[str, tuple[str, ...]]
 
 
@@ -77,6 +82,14 @@ class Scenario:
     skews_ns: list[int] = field(default_factory=list)
 
     @property
+    def ages_s(self) -> dict[str, list[float | None]]:
+        """The `max_age_s` that each controller has at any time."""
+        return {
+            c.name: [pipeline.controllers[n].max_age_s for _, pipeline in self.pipelines]
+            for n, c in enumerate(self.pipelines[0][1].controllers)
+        }
+
+    @property
     def packages(self) -> int:
         """How many are sent, repeats not counted."""
         return sum(send.kind == "data" for source in self.sources for send in source.sends)
@@ -87,11 +100,15 @@ def draw(seed: int) -> Scenario:
     chance = random.Random(f"scenario {seed}")
     kinds, rules = _draw_stages(chance)
     idle_s = chance.choice((600.0, 600.0, 600.0, 2.5))
-    pipelines = [(0.0, _pipeline(kinds, rules, idle_s))]
+    ages = random.Random(f"age {seed}")
+    aged = seed not in UNAGED and ages.random() < AGED_SHARE
+    pipelines = [(0.0, _pipeline(kinds, rules, idle_s, _draw_ages(ages, rules, aged)))]
     length_s = chance.choice((2.0, 4.0, 8.0))
     if chance.random() < 0.2:
         changed = [(mode, *_bounds(chance, mode), phases) for mode, _, _, phases in rules]
-        pipelines.append((chance.uniform(0.3, length_s), _pipeline(kinds, changed, idle_s)))
+        changed_ages = _draw_ages(ages, rules, aged)
+        at = chance.uniform(0.3, length_s)
+        pipelines.append((at, _pipeline(kinds, changed, idle_s, changed_ages)))
     places = list(kinds)
     workers: list[tuple[str, ...] | None] = [None, None]
     if chance.random() < 0.3:
@@ -124,6 +141,10 @@ def draw(seed: int) -> Scenario:
     return scenario
 
 
+def _draw_ages(ages: random.Random, rules: list[Rule], aged: bool) -> list[float | None]:
+    return [ages.choice((None, None, 0.05, 0.4, 1.5, 4.0)) if aged else None for _ in rules]
+
+
 def _bounds(chance: random.Random, mode: Mode) -> tuple[int | None, int | None]:
     queue = chance.choice((None, None, 0, 1, 2, 4))
     if mode is Mode.NOT_PARALLEL:
@@ -150,7 +171,9 @@ def _draw_stages(chance: random.Random) -> tuple[Kinds, list[Rule]]:
     return kinds, rules
 
 
-def _pipeline(kinds: Kinds, rules: list[Rule], idle_s: float) -> Pipeline:
+def _pipeline(
+    kinds: Kinds, rules: list[Rule], idle_s: float, ages_s: list[float | None]
+) -> Pipeline:
     controllers = []
     for index, (mode, window, queue, names) in enumerate(rules):
         phases = [
@@ -163,7 +186,7 @@ def _pipeline(kinds: Kinds, rules: list[Rule], idle_s: float) -> Pipeline:
             for name in names
         ]
         controllers.append(
-            Controller(f"c{index}", phases, mode=mode, max_workers=window, queue_size=queue)
+            Controller(f"c{index}", phases, mode, window, queue, max_age_s=ages_s[index])
         )
     return Pipeline(NAME, controllers, instance_idle_s=idle_s, producer_gap_s=1.0)
 

@@ -31,6 +31,8 @@ FOUND_FAST = {
     "a number is taken twice": 10,
     "an attempt is not recorded": 20,
     "suspects are not serialised": 20,
+    "what waits never grows old": 10,
+    "a worker trusts its own clock": 15,
 }
 
 

@@ -27,21 +27,22 @@ from broker_pipeline.package import CONTENT_TYPE
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
-Rule = tuple[Mode, int | None, int | None]
+Rule = tuple[Mode, int | None, int | None] | tuple[Mode, int | None, int | None, int | None]
+"""`(mode, window, queue_size)`, and `max_age_ns` if it likes."""
 
 
 def make_plan(
     rules: list[Rule], *, idle_s: float = 3600, gap_s: float = 2, phases: int = 2
 ) -> Plan:
-    """A plan of one controller a rule `(mode, window, queue_size)`."""
+    """A plan of one controller a rule."""
     stages = tuple(
         PhasePlan(f"p{n}", (ModulePlan("m", "execution"),), 5.0, 5) for n in range(phases)
     )
     return Plan(
         "demo",
         tuple(
-            ControllerPlan(f"c{index}", mode, stages, window, queue_size)
-            for index, (mode, window, queue_size) in enumerate(rules)
+            ControllerPlan(f"c{index}", mode, stages, *bounds)
+            for index, (mode, *bounds) in enumerate(rules)
         ),
         instance_idle_ns=int(idle_s * SECOND),
         producer_gap_ns=int(gap_s * SECOND),
@@ -239,15 +240,19 @@ bounds = st.one_of(
 )
 
 
+ages = st.one_of(st.none(), st.integers(1, 30), st.integers(1, 4 * SECOND))
+"""Of some messages of a `World`, or of some of its waits."""
+
+
 @st.composite
 def rule_lists(draw: st.DrawFn) -> list[Rule]:
-    """One to three controllers of mixed modes and bounds."""
+    """One to three controllers of mixed modes, bounds and ages."""
     rules: list[Rule] = []
     for mode in draw(st.lists(st.sampled_from(Mode), min_size=1, max_size=3)):
         window, queue_size = draw(bounds)
         if mode is Mode.NOT_PARALLEL:
             window, queue_size = 1, draw(st.one_of(st.none(), st.integers(0, 3)))
-        rules.append((mode, window, queue_size))
+        rules.append((mode, window, queue_size, draw(ages)))
     return rules
 
 
@@ -303,7 +308,7 @@ def act(world: World, action: tuple) -> list[Command]:
     if kind == "wait":
         return world.tick(world.now + what)
     rules = [
-        (c.mode, 1 if c.mode is Mode.NOT_PARALLEL else what, how)
+        (c.mode, 1 if c.mode is Mode.NOT_PARALLEL else what, how, c.max_age_ns and what * SECOND)
         for c in world.machine.plan.controllers
     ]
     idle_s = world.machine.plan.instance_idle_ns / SECOND

@@ -21,9 +21,14 @@ class NaiveController:
         self.finished: list[int] = []
         self.left: list[tuple[int, Outcome]] = []
 
-    def arrive(self) -> tuple[list[int], list[tuple[int, Outcome]]]:
+    def arrive(self, *, too_old: bool = False) -> tuple[list[int], list[tuple[int, Outcome]]]:
         """What starts and what leaves, because one more arrived."""
         self.arrived += 1
+        before = len(self.left)
+        if too_old:
+            self.left.append((self.arrived, Outcome.OUTDATED))
+            self._let_those_go_whose_turn_it_is()
+            return [], self.left[before:]
         self.waiting.append(self.arrived)
         started = self._start()
         before = len(self.left)
@@ -49,6 +54,14 @@ class NaiveController:
             self.left.append((number, Outcome.SUCCESS))
         self._let_those_go_whose_turn_it_is()
         return self._start(), self.left[before:]
+
+    def grow_old(self, number: int) -> list[tuple[int, Outcome]]:
+        """What leaves, because one that waits to start, or for its turn, is too old."""
+        (self.waiting if number in self.waiting else self.finished).remove(number)
+        before = len(self.left)
+        self.left.append((number, Outcome.OUTDATED))
+        self._let_those_go_whose_turn_it_is()
+        return self.left[before:]
 
     def change(self, window: int | None, queue_size: int | None) -> list[int]:
         """What starts, because the bounds were changed."""
@@ -82,14 +95,43 @@ class NaiveController:
 
 
 class NaiveChain:
-    """One instance's way through several controllers. Packages are told apart by any label."""
+    """One instance's way through several controllers. Packages are told apart by any label.
 
-    def __init__(self, rules: list[tuple[Mode, int | None, int | None]]) -> None:
-        self.controllers = [NaiveController(*rule) for rule in rules]
+    What is older than a controller's age leaves it, whatever else happens: so `pass_time` comes
+    before everything else.
+    """
+
+    def __init__(self, rules: list[tuple]) -> None:
+        self.controllers = [NaiveController(*rule[:3]) for rule in rules]
+        self.ages: list[int | None] = [rule[3] if len(rule) > 3 else None for rule in rules]
         self.labels: list[list[int]] = [[] for _ in rules]
+        self.born: dict[int, int] = {}
+        self.now = 0
 
-    def arrive(self, label: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, Outcome]]]:
+    def pass_time(self, now: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, Outcome]]]:
+        """What starts and what is out, because it is so late now; as `arrive` says it."""
+        self.now = now
+        starts: list[tuple[int, int, int]] = []
+        outs: list[tuple[int, Outcome]] = []
+        while too_old := [
+            (self.born[self.labels[index][number - 1]] + (self.ages[index] or 0), index, number)
+            for index, controller in enumerate(self.controllers)
+            for number in controller.waiting + controller.finished
+            if self._too_old(index, self.labels[index][number - 1])
+        ]:
+            _, index, number = min(too_old)
+            self._follow(index, ([], self.controllers[index].grow_old(number)), starts, outs)
+        return starts, outs
+
+    def _too_old(self, index: int, label: int) -> bool:
+        age = self.ages[index]
+        return age is not None and self.now - self.born[label] >= age
+
+    def arrive(
+        self, label: int, born: int = 0
+    ) -> tuple[list[tuple[int, int, int]], list[tuple[int, Outcome]]]:
         """`(controller, number there, label)` of what starts; `(label, outcome)` of what is out."""
+        self.born[label] = born
         starts: list[tuple[int, int, int]] = []
         outs: list[tuple[int, Outcome]] = []
         self._enter(0, label, starts, outs)
@@ -101,17 +143,22 @@ class NaiveChain:
         """The same, for one that came back to a controller."""
         starts: list[tuple[int, int, int]] = []
         outs: list[tuple[int, Outcome]] = []
+        if outcome is Outcome.SUCCESS and self._too_old(index, self.labels[index][number - 1]):
+            outcome = Outcome.OUTDATED
         self._follow(index, self.controllers[index].complete(number, outcome), starts, outs)
         return starts, outs
 
     def change(
-        self, rules: list[tuple[int | None, int | None]]
+        self, rules: list[tuple]
     ) -> tuple[list[tuple[int, int, int]], list[tuple[int, Outcome]]]:
-        """The same, for new bounds."""
-        starts: list[tuple[int, int, int]] = []
-        for index, (controller, rule) in enumerate(zip(self.controllers, rules, strict=True)):
-            self._follow(index, (controller.change(*rule), []), starts, [])
-        return starts, []
+        """The same, for new bounds and ages."""
+        self.ages = [rule[2] if len(rule) > 2 else None for rule in rules]
+        for controller, rule in zip(self.controllers, rules, strict=True):
+            controller.window, controller.queue_size = rule[:2]
+        starts, outs = self.pass_time(self.now)
+        for index, controller in enumerate(self.controllers):
+            self._follow(index, (controller.change(*rules[index][:2]), []), starts, outs)
+        return starts, outs
 
     @property
     def inside(self) -> int:
@@ -120,7 +167,8 @@ class NaiveChain:
 
     def _enter(self, index: int, label: int, starts: list, outs: list) -> None:
         self.labels[index].append(label)
-        self._follow(index, self.controllers[index].arrive(), starts, outs)
+        too_old = self._too_old(index, label)
+        self._follow(index, self.controllers[index].arrive(too_old=too_old), starts, outs)
 
     def _follow(self, index: int, happened: tuple, starts: list, outs: list) -> None:
         started, left = happened

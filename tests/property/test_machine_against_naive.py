@@ -2,13 +2,13 @@
 
 from collections import Counter
 
-from driving import World, act, actions, bounds, dispatches, emits, make_plan, rule_lists
+from driving import World, act, actions, ages, bounds, dispatches, emits, make_plan, rule_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveChain
 
 from broker_pipeline.core.commands import Dispatch
-from broker_pipeline.core.events import Arrived, Completed, Deployed
+from broker_pipeline.core.events import Arrived, Completed, Deployed, Ticked
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.journey import Mode, Outcome
 
@@ -18,10 +18,20 @@ schedules = st.lists(
     st.one_of(
         actions,
         st.tuples(st.just("stray"), st.integers(0, 9), st.sampled_from(STRAYS)),
-        st.tuples(st.just("deploy"), st.lists(bounds, min_size=3, max_size=3), st.none()),
+        st.tuples(st.just("wait"), st.integers(0, 2**31), st.none()),
+        st.tuples(
+            st.just("deploy"),
+            st.lists(st.tuples(bounds, ages), min_size=3, max_size=3),
+            st.none(),
+        ),
     ),
     max_size=50,
 )
+
+
+def by_token(out):
+    """No order is promised between two instances."""
+    return out[0]
 
 
 class Pair:
@@ -33,6 +43,7 @@ class Pair:
         self.machine.step(Deployed(1, 1, make_plan(rules)))
         self.naive = {}
         self.seq = 1
+        self.now = 1
         self.running = []  # (token, controller, number, label)
         self.finished = []  # completions, for repeats
         self.emitted = []
@@ -41,11 +52,11 @@ class Pair:
     def act(self, action):
         """One step of both; what they say must be the same."""
         kind, what, how = action
-        step = getattr(self, kind)
-        outcome = step(what, how)
+        outcome = getattr(self, kind)(what, how)
         if outcome is None:
             return
         event, expected = outcome
+        expected = [self.aged[0] + expected[0], self.aged[1] + expected[1]]
         commands = self.machine.step(event)
         starts, outs = [], []
         for command in commands:
@@ -61,7 +72,7 @@ class Pair:
                     s for s in expected[0] if s[:2] == (token, index)
                 ]
         assert len(starts) == len(expected[0])
-        assert outs == expected[1]
+        assert sorted(outs, key=by_token) == sorted(expected[1], key=by_token)
         self.running += starts
         self.emitted += outs
         for token, chain in self.naive.items():
@@ -69,15 +80,34 @@ class Pair:
             states = self.machine.instances[token].controllers
             assert [s.inside for s in states] == [c.inside for c in chain.controllers]
 
+    def begin(self, *, aging=True):
+        """An event comes: what is too old by then has left before."""
+        self.seq += 1
+        self.now += 1
+        self.aged = ([], [])
+        for token, chain in self.naive.items():
+            chain.now = self.now
+            starts, outs = self.tell(token, chain.pass_time(self.now)) if aging else ([], [])
+            self.aged[0].extend(starts)
+            self.aged[1].extend(outs)
+        gone = {(token, label) for token, label, _ in self.aged[1]}
+        assert not gone & {(token, label) for token, _, _, label in self.running}
+
+    def wait(self, span, _):
+        self.now += span
+        self.begin()
+        return Ticked(self.seq, self.now), ([], [])
+
     def tell(self, token, told):
         starts, outs = told
         return [(token, *s) for s in starts], [(token, *o) for o in outs]
 
     def arrive(self, token, _):
-        self.seq += 1
         chain = self.naive.setdefault(token, NaiveChain(self.rules))
+        self.begin()
         self.arrived.append((token, self.seq))
-        return Arrived(self.seq, self.seq, token), self.tell(token, chain.arrive(self.seq))
+        told = self.tell(token, chain.arrive(self.seq, self.now))
+        return Arrived(self.seq, self.now, token), told
 
     def event(self, running, outcome, **changed):
         token, index, number, label = running
@@ -87,10 +117,10 @@ class Pair:
             "id": label,
             "controller": f"c{index}",
             "sequence": number,
+            "arrived": self.naive[token].born[label],
             **changed,
         }
-        self.seq += 1
-        return Completed(self.seq, self.seq, outcome=outcome, phases=2, **values)
+        return Completed(self.seq, self.now, outcome=outcome, phases=2, **values)
 
     def complete(self, pick, outcome):
         if not self.running:
@@ -98,12 +128,14 @@ class Pair:
         running = self.running.pop(pick % len(self.running))
         self.finished.append(running)
         token, index, number, _ = running
+        self.begin()
         told = self.naive[token].complete(index, number, outcome)
         return self.event(running, outcome), self.tell(token, told)
 
     def repeat(self, pick, outcome):
         if not self.finished:
             return None
+        self.begin()
         return self.event(self.finished[pick % len(self.finished)], outcome), ([], [])
 
     def stray(self, pick, wrong):
@@ -117,19 +149,21 @@ class Pair:
             "sequence": {"sequence": 999_999},
             "id": {"id": 999_999},
         }[wrong]
+        self.begin()
         return self.event(running, Outcome.SUCCESS, **changed), ([], [])
 
     def deploy(self, changes, _):
-        self.seq += 1
+        self.begin(aging=False)  # by the new plan, not by the old one
         self.rules = [
-            (mode, 1 if mode is Mode.NOT_PARALLEL else window, queue_size)
-            for (mode, _, _), (window, queue_size) in zip(self.rules, changes, strict=False)
+            (mode, 1 if mode is Mode.NOT_PARALLEL else window, queue_size, age)
+            for (mode, *_), ((window, queue_size), age) in zip(self.rules, changes, strict=False)
         ]
-        starts = []
+        starts, outs = [], []
         for token, chain in self.naive.items():
-            told = chain.change([rule[1:] for rule in self.rules])
-            starts += self.tell(token, told)[0]
-        return Deployed(self.seq, self.seq, make_plan(self.rules)), (starts, [])
+            told = self.tell(token, chain.change([rule[1:] for rule in self.rules]))
+            starts += told[0]
+            outs += told[1]
+        return Deployed(self.seq, self.now, make_plan(self.rules)), (starts, outs)
 
 
 @settings(max_examples=200)

@@ -53,7 +53,7 @@ class Remember(StatefulModule[str, Count]):
         return state
 
 
-def pipeline(mode: Mode, *modules: Any, **bounds: int | None) -> Pipeline:
+def pipeline(mode: Mode, *modules: Any, **bounds: Any) -> Pipeline:
     phase = Phase("work", modules or [Upper()])
     return Pipeline("test", [Controller("only", [phase], mode=mode, **bounds)])
 
@@ -121,6 +121,33 @@ def test_the_oldest_waiting_package_overflows() -> None:
     )
     assert left(packages) == [(2, "OVERFLOW"), (3, "OVERFLOW"), (1, "SUCCESS"), (4, "SUCCESS")]
     assert [package.to_json()["total_time"] for package in packages] == [0.1, 0.1, 1.0, 1.7]
+
+
+def test_what_is_too_old_is_outdated_and_not_run() -> None:
+    """One works; who waits too long is not run, and who takes too long was run in vain."""
+    packages = run_in_memory(
+        pipeline(Mode.NOT_PARALLEL, max_age_s=2.0),
+        ["a", "b", "c", "d"],
+        interval_s=0.5,
+        duration_s=seconds(1.6, 1.0, 2.0, 2.0),
+    )
+    assert left(packages) == [(1, "SUCCESS"), (2, "OUTDATED"), (4, "OUTDATED"), (3, "OUTDATED")]
+    assert [package.to_json()["total_time"] for package in packages] == [1.6, 2.1, 2.0, 3.6]
+    assert [len(package.controllers[0].phases) for package in packages] == [1, 1, 0, 1]
+
+
+def test_a_phase_leaves_out_what_got_too_old_in_the_one_before() -> None:
+    """As a worker does: a record of it, and no module in it."""
+    one, two = Phase("one", [Upper()]), Phase("two", [Upper()])
+    chain = Pipeline("test", [Controller("only", [one, two], mode=Mode.NO_ORDER, max_age_s=1.0)])
+    (package,) = run_in_memory(chain, ["a"], duration_s=1.0)
+    assert (package.data, package.outcome) == ("A", Outcome.OUTDATED)
+    phases = package.controllers[0].phases
+    assert [(phase.status, len(phase.modules)) for phase in phases] == [
+        ("SUCCESS", 1),
+        ("OUTDATED", 0),
+    ]
+    assert package.to_json()["total_time"] == 1.0
 
 
 def test_nothing_overflows_where_work_takes_no_time() -> None:

@@ -37,7 +37,7 @@ def plan() -> Plan:
                 Controller("in-order", [Phase("hear", [pair]), Phase("say", [Nothing()])]),
                 Controller(
                     "end", [Phase("x", [Nothing()])],
-                    mode=Mode.FIRST_WINS, max_workers=2, queue_size=0,
+                    mode=Mode.FIRST_WINS, max_workers=2, queue_size=0, max_age_s=1.5,
                 ),
             ],
         )
@@ -47,7 +47,7 @@ def plan() -> Plan:
 def test_the_text_names_rules_modules_and_readers() -> None:
     """Everything that the plan decides, for a terminal."""
     text = drawing.as_text(plan())
-    assert "controller end: FIRST_WINS, max_workers 2, queue_size 0" in text
+    assert "controller end: FIRST_WINS, max_workers 2, queue_size 0, max_age 1.5 s" in text
     assert '      pair (combination)\n        a "b" <c>\n        d\n' in text
     assert "worker in-order.say" in text and "bp.talk.0.work.in-order.say.>" in text
 

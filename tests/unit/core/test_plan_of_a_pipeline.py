@@ -43,7 +43,7 @@ class Count(StatefulModule[bytes, bytes]):
     """Counts nothing."""
 
 
-def declare(*, window=4, name="asr", ack_wait_s=5, extra=()):
+def declare(*, window=4, name="asr", ack_wait_s=5, extra=(), age_s=None):
     """A pipeline of two controllers, built anew at each call."""
     either = ConditionModule(Step(), None, condition=bool, name="either")
     both = CombinationModule([Step(name="one"), either], name="both")
@@ -53,7 +53,11 @@ def declare(*, window=4, name="asr", ack_wait_s=5, extra=()):
             Controller(
                 "first", [Phase("vad", [both], ack_wait_s=ack_wait_s)], Mode.NO_ORDER, window
             ),
-            Controller("second", [Phase(name, [Count()]), Phase("write", [Step()]), *extra]),
+            Controller(
+                "second",
+                [Phase(name, [Count()]), Phase("write", [Step()]), *extra],
+                max_age_s=age_s,
+            ),
         ],
     )
 
@@ -92,7 +96,7 @@ def test_a_phase_that_is_not_there_is_named_with_those_that_are():
 def test_bounds_and_times_may_change_and_the_way_may_not():
     """Controllers, modes and phases stay; each fault is said."""
     old = compile_plan(declare())
-    assert unfollowable(old, compile_plan(declare(window=9, ack_wait_s=1))) == []
+    assert unfollowable(old, compile_plan(declare(window=9, ack_wait_s=1, age_s=2))) == []
     assert unfollowable(old, compile_plan(declare(name="stt"))) == [
         "the phases of 'second' were ['asr', 'write'] and would be ['stt', 'write']"
     ]
@@ -131,6 +135,9 @@ def test_differences_are_told_by_name():
     assert differences(old, compile_plan(declare(window=None, ack_wait_s=1))) == [
         "controllers[first].phases[vad].ack_wait_s: 5.0 -> 1.0",
         "controllers[first].window: 4 -> None",
+    ]
+    assert differences(old, compile_plan(declare(age_s=2.5))) == [
+        "controllers[second].max_age_ns: None -> 2500000000"
     ]
     assert differences(old, compile_plan(declare(extra=[Phase("more", [Step()])]))) == [
         "controllers[second].phases: ['asr', 'write'] -> ['asr', 'write', 'more']"
