@@ -74,6 +74,7 @@ class StreamExtent(msgspec.Struct, frozen=True):
     last_seq: int = 0
     messages: int = 0
     bytes: int = 0
+    subjects: dict[str, int] | None = None
 
 
 class StreamInfo(Answer, frozen=True):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from broker_pipeline.broker.api import SEQUENCE_IN_FLIGHT, WRONG_LAST_SEQUENCE, JetStreamApi
+from broker_pipeline.broker.api import (
+    SEQUENCE_IN_FLIGHT,
+    WRONG_LAST_SEQUENCE,
+    Answer,
+    JetStreamApi,
+    StreamInfo,
+)
 from broker_pipeline.broker.port import Entry, Message, PubAck
 from broker_pipeline.broker.provision import bucket_stream
 from broker_pipeline.errors import PublishRefusedError
@@ -52,6 +58,19 @@ class Buckets:
         if revision is not None:
             headers[_EXPECTED] = str(revision)
         return await self._write(bucket, key, b"", headers) is not None
+
+    async def listed(self, bucket: str, prefix: str) -> list[str]:
+        """The keys below a prefix: the stream's subjects, without reading a message."""
+        base = subject_of(bucket, "")
+        body = {"subjects_filter": f"{base}{prefix}>"}
+        path = f"STREAM.INFO.{bucket_stream(bucket)}"
+        info = await self._api.request(path, body, StreamInfo)
+        return [subject[len(base) :] for subject in info.state.subjects or {}]
+
+    async def erase(self, bucket: str, key: str) -> None:
+        """Remove it without a marker."""
+        body = {"filter": subject_of(bucket, key)}
+        await self._api.request(f"STREAM.PURGE.{bucket_stream(bucket)}", body, Answer)
 
     async def _write(
         self, bucket: str, key: str, value: bytes, headers: dict[str, str]

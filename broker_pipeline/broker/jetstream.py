@@ -341,6 +341,14 @@ class JetStreamBroker:
         keys = [each.subject[len(base) :] for each in entries if not is_marker(each)]
         return [key for key in keys if key.startswith(prefix)]
 
+    async def kv_listed(self, bucket: str, prefix: str) -> list[str]:
+        """See `Broker.kv_listed`."""
+        return await self._buckets.listed(bucket, prefix)
+
+    async def kv_erase(self, bucket: str, key: str) -> None:
+        """See `Broker.kv_erase`."""
+        await self._buckets.erase(bucket, key)
+
     # -- presence -------------------------------------------------------------------------------
     async def be_present(self, subject: str) -> None:
         """See `Broker.be_present`."""

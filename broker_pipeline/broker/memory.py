@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from broker_pipeline.broker import headers as header_blocks
+from broker_pipeline.broker.memory_keys import MemoryKeys
 from broker_pipeline.broker.memory_objects import MemoryObjects, ensure_bucket
 from broker_pipeline.broker.memory_ordered import MemoryOrderedPublisher
 from broker_pipeline.broker.memory_pull import ACK_PREFIX, MemorySubscription, Pump, delivery
@@ -22,7 +23,6 @@ from broker_pipeline.broker.port import (
     READ_CREDIT,
     Change,
     ConsumerSpec,
-    Entry,
     Handler,
     Message,
     OrderedPublisher,
@@ -76,7 +76,7 @@ class MemoryServer(Store):
         return ack
 
 
-class MemoryBroker(MemoryObjects):
+class MemoryBroker(MemoryKeys, MemoryObjects):
     """A `Broker`: one connection to a `MemoryServer`."""
 
     def __init__(self, server: MemoryServer, *, reconnect: bool) -> None:
@@ -345,36 +345,6 @@ class MemoryBroker(MemoryObjects):
         """See `Broker.in_progress`."""
         if (consumer := self._consumer_of(message)) is not None:
             consumer.extend(message.stream_seq, self._loop.time())
-
-    # -- key-value ------------------------------------------------------------------------------
-    async def kv_get(self, bucket: str, key: str) -> Entry | None:
-        """See `Broker.kv_get`."""
-        return self.server().bucket(bucket).value(key, self._loop.time())
-
-    async def kv_put(self, bucket: str, key: str, value: bytes) -> int:
-        """See `Broker.kv_put`."""
-        return self.server().bucket(bucket).set(key, value, self._loop.time())
-
-    async def kv_create(self, bucket: str, key: str, value: bytes) -> int | None:
-        """See `Broker.kv_create`."""
-        return self.server().bucket(bucket).create(key, value, self._loop.time())
-
-    async def kv_update(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
-        """See `Broker.kv_update`."""
-        return self.server().bucket(bucket).update(key, value, revision, self._loop.time())
-
-    async def kv_delete(self, bucket: str, key: str, revision: int | None = None) -> bool:
-        """See `Broker.kv_delete`."""
-        found, now = self.server().bucket(bucket), self._loop.time()
-        if revision is None:
-            found.set(key, None, now)
-            return True
-        return found.update(key, None, revision, now) is not None
-
-    async def kv_keys(self, bucket: str, prefix: str = "") -> list[str]:
-        """See `Broker.kv_keys`."""
-        keys = self.server().bucket(bucket).keys(self._loop.time())
-        return [key for key in keys if key.startswith(prefix)]
 
     # -- presence -------------------------------------------------------------------------------
     async def be_present(self, subject: str) -> None:

@@ -284,6 +284,10 @@ class Bucket:
             return None
         return self.set(key, data, now)
 
+    def erase(self, key: str) -> None:
+        """Forget that there ever was such a key."""
+        self._values.pop(key, None)
+
     def keys(self, now: float) -> list[str]:
         """The keys with a value."""
         live = [(key, self.get(key, now)) for key in list(self._values)]

@@ -126,6 +126,9 @@ class Objects:
                 await asyncio.sleep(0)
             for ack in unacked:
                 await ack
+        except PublishRefusedError:
+            await asyncio.wait(unacked)  # what is stored yet of it is removed after that
+            raise
         finally:
             for ack in unacked:  # after a failure nobody asks for the others
                 ack.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -322,6 +322,13 @@ class Broker(Protocol):
     async def kv_keys(self, bucket: str, prefix: str = "") -> list[str]:
         """The keys with a value that begin with `prefix`."""
 
+    async def kv_listed(self, bucket: str, prefix: str) -> list[str]:
+        """The keys below `prefix`, which ends with '.', by one cheap request, for asking often.
+        Those that were removed by `kv_delete` may be among them for as long as a value lasts."""
+
+    async def kv_erase(self, bucket: str, key: str) -> None:
+        """Remove the key with every trace of it, so that `kv_listed` has it no more."""
+
     # -- presence -------------------------------------------------------------------------------
     async def be_present(self, subject: str) -> None:
         """Answer whoever asks on a subject that no stream stores, from when this returns to the end

@@ -13,7 +13,6 @@ from broker_pipeline.core.names import (
     STATE_BUCKET,
     Subjects,
     attempts_bucket,
-    consumer_name,
     ingress_subject,
     module_bucket,
     object_bucket,
@@ -23,7 +22,13 @@ from broker_pipeline.core.names import (
     snapshot_subject,
     stream_name,
 )
-from broker_pipeline.core.plan import Plan, compile_plan, differences, unfollowable
+from broker_pipeline.core.plan import (
+    Plan,
+    compile_plan,
+    differences,
+    moved_queues,
+    unfollowable,
+)
 from broker_pipeline.errors import NotFoundError, PlanError
 from broker_pipeline.journey import NS
 from broker_pipeline.pipeline import Pipeline
@@ -124,6 +129,21 @@ async def require_deployed(broker: Broker, pipeline: str) -> StreamState:
         ) from error
 
 
+async def require_its_queues(broker: Broker, pipeline: Pipeline) -> None:
+    """Raises PlanError where the deployed plan has other queues than a worker of the pipeline would
+    publish to and pull from: nobody would find the packages."""
+    deployed = await deployed_plan(broker, pipeline.name)
+    faults = moved_queues(deployed, compile_plan(pipeline)) if deployed is not None else []
+    if faults:
+        raise PlanError(
+            f"pipeline {pipeline.name!r} is deployed with other queues than those of this program: "
+            f"{'; '.join(faults)}; start the program that was deployed, or deploy this one under "
+            f"another name",
+            pipeline=pipeline.name,
+            faults=faults,
+        )
+
+
 class _Changes:
     """What was done, as lines."""
 
@@ -193,10 +213,14 @@ async def _provision(broker: Broker, plan: Plan, changes: _Changes) -> None:
     changes.note(f"stream {log}", await broker.ensure_stream(spec))
     for controller in plan.controllers:
         for phase in controller.phases:
-            consumer = ConsumerSpec(
-                consumer_name(controller.name, phase.name),
-                subjects.queue(controller.name, phase.name, ">"),
-                ack_wait_s=phase.ack_wait_s,
-            )
-            change = await broker.ensure_consumer(log, consumer)
-            changes.note(f"consumer {consumer.name} of stream {log}", change)
+            queue = subjects.consumers(controller.name, phase.name, phase.lanes)
+            done = {
+                await broker.ensure_consumer(log, ConsumerSpec(consumer, filter, phase.ack_wait_s))
+                for consumer, filter in queue
+            }
+            what = f"consumer {queue[0][0]}"
+            if phase.lanes:
+                what = f"consumers {queue[0][0]} to {phase.lanes - 1}"
+            for change in (Change.CREATED, Change.UPDATED):
+                if change in done:
+                    changes.note(f"{what} of stream {log}", change)

@@ -198,10 +198,10 @@ def message_of(plan: Plan, subjects: Subjects, command: Command) -> tuple[str, s
     """The subject and the message id of a command: equal commands give equal ids."""
     if isinstance(command, Dispatch):
         rules = plan.controllers[command.controller]
-        phase = rules.phases[0].name
+        phase = rules.phases[0]
         return (
-            subjects.queue(rules.name, phase, command.instance),
-            dispatch_id(command.package.id, rules.name, phase),
+            subjects.queue(rules.name, phase.name, command.instance, phase.lanes),
+            dispatch_id(command.package.id, rules.name, phase.name),
         )
     return subjects.outcome(command.outcome, command.instance), emission_id(command.package.id)
 

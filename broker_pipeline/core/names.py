@@ -6,6 +6,7 @@
 | `ctl.done.<controller>.<instance>`          | completions and early exits                |
 | `ctl.tick`, `ctl.plan`                      | time that passed; deployed plans           |
 | `work.<controller>.<phase>.<instance>`      | the queue of a phase                       |
+| `work.<controller>.<phase>.<lane>.<instance>` | the same of a stateful phase             |
 | `out.<outcome>.<instance>`                  | packages that left                         |
 
 Producers publish to `bp.<pipeline>.in.<instance>`; the stream files it under `ctl.in`.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from broker_pipeline.core.lanes import lane_of
 from broker_pipeline.errors import ClientError
 from broker_pipeline.journey import Outcome
 
@@ -114,12 +116,16 @@ class Subjects:
         "pipeline",
         "plan",
         "prefix",
+        "shard",
+        "stream",
         "tick",
         "work",
     )
 
     def __init__(self, pipeline: str, shard: int = 0) -> None:
         self.pipeline = pipeline
+        self.shard = shard
+        self.stream = stream_name(pipeline, shard)
         self.prefix = f"bp.{pipeline}.{shard}."
         self.ctl = f"{self.prefix}ctl.>"
         self.ctl_in = f"{self.prefix}ctl.in."
@@ -138,9 +144,22 @@ class Subjects:
         """Where a worker publishes what comes back to a controller."""
         return f"{self.ctl_done}{controller}.{token}"
 
-    def queue(self, controller: str, phase: str, token: str) -> str:
-        """The queue of a phase."""
+    def queue(self, controller: str, phase: str, token: str, lanes: int) -> str:
+        """The queue of a phase; `lanes` as its `PhasePlan` says."""
+        if lanes:
+            return f"{self.work}{controller}.{phase}.{lane_of(token, lanes)}.{token}"
         return f"{self.work}{controller}.{phase}.{token}"
+
+    def consumers(self, controller: str, phase: str, lanes: int) -> list[tuple[str, str]]:
+        """The consumers of a phase's queue, each with its filter: one, or one a lane."""
+        queue = f"{self.work}{controller}.{phase}"
+        if not lanes:
+            return [(consumer_name(controller, phase), f"{queue}.>")]
+        return [(lane_consumer(controller, phase, n), f"{queue}.{n}.>") for n in range(lanes)]
+
+    def members(self, controller: str, phase: str) -> str:
+        """Before their names, the keys of the workers that run a stateful phase (LEASE_BUCKET)."""
+        return f"{lease_key(self.pipeline, self.shard)}.{controller}.{phase}."
 
     def outcome(self, outcome: Outcome, token: str) -> str:
         """Where packages with this outcome leave."""
@@ -160,9 +179,11 @@ def stream_name(pipeline: str, shard: int = 0) -> str:
 STATE_BUCKET = "bp_state"
 """Deployed plans and the heads of snapshots, for all pipelines."""
 LEASE_BUCKET = "bp_leases"
-"""Who leads which shard, for all pipelines; its values vanish with their leases."""
+"""Who leads which shard and runs which stateful phase, for all pipelines; its values vanish when
+their writers are silent."""
 LEASE_TTL_S = 2.0
-"""A leader that is silent for so long has lost its shard. Far below the dedup window."""
+"""A leader that is silent for so long has lost its shard, and a worker its lanes. Far below the
+dedup window."""
 
 
 def plan_key(pipeline: str) -> str:
@@ -230,6 +251,11 @@ def attempts_key(shard: int, controller: str, phase: str, stream_seq: int) -> st
 def consumer_name(controller: str, phase: str) -> str:
     """The durable consumer of a phase's queue. '=' is in no name, so no two phases share one."""
     return f"{controller}={phase}"
+
+
+def lane_consumer(controller: str, phase: str, lane: int) -> str:
+    """The durable consumer of a lane of a stateful phase's queue."""
+    return f"{controller}={phase}={lane}"
 
 
 # The '~' keeps our message ids apart from those that producers choose: one stream remembers both.

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from broker_pipeline.core.names import consumer_name, stream_name
+from broker_pipeline.core.lanes import LANES
+from broker_pipeline.core.names import Subjects, stream_name
 from broker_pipeline.errors import NewerVersionError, PlanError, UnknownPhaseError
 from broker_pipeline.journey import NS, Mode
 from broker_pipeline.modules import (
@@ -25,7 +26,10 @@ from broker_pipeline.pipeline import Controller, Phase, Pipeline
 VERSION = 1
 """The rules that a plan asks for which uses nothing newer. Each change of what a leader decides
 is a new version, which only plans that need it have (docs/adr/0018-upgrades.md)."""
-VERSION_MAX = VERSION
+LANES_AND_AGES = 2
+"""With lanes or a `max_age_s`: a program that does not know them would lose what it publishes, or
+let go what is too old."""
+VERSION_MAX = LANES_AND_AGES
 """The newest rules that this program knows; it follows all before them too."""
 
 # What a deployed plan must hold, whoever wrote it: one that the machine could not follow would
@@ -33,6 +37,8 @@ VERSION_MAX = VERSION
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,48}\Z")]
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+LANES_MAX = 1000
+"""A stream has no more consumers by default."""
 
 
 class ModulePlan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -44,13 +50,14 @@ class ModulePlan(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PhasePlan(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A phase: its queue's consumer and what runs in it."""
+    """A phase: its queue's consumer and what runs in it. `lanes` 0: its queue is not cut."""
 
     name: _Name
     modules: tuple[ModulePlan, ...]
     ack_wait_s: Annotated[float, msgspec.Meta(gt=0)]
     max_deliver: _Positive
     stateful: bool = False
+    lanes: Annotated[int, msgspec.Meta(ge=0, le=LANES_MAX)] = 0
 
 
 class ControllerPlan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -161,11 +168,17 @@ def unknown_phase(plan: Plan, asked: str) -> UnknownPhaseError:
 
 def compile_plan(pipeline: Pipeline) -> Plan:
     """Compile a pipeline. Pure: equal pipelines give equal plans."""
+    controllers = tuple(_controller(controller) for controller in pipeline.controllers)
+    newer = any(
+        each.max_age_ns is not None or any(phase.lanes for phase in each.phases)
+        for each in controllers
+    )
     return Plan(
         pipeline=pipeline.name,
-        controllers=tuple(_controller(controller) for controller in pipeline.controllers),
+        controllers=controllers,
         instance_idle_ns=int(pipeline.instance_idle_s * NS),
         producer_gap_ns=int(pipeline.producer_gap_s * NS),
+        version=LANES_AND_AGES if newer else VERSION,
     )
 
 
@@ -192,7 +205,13 @@ def _phase(phase: Phase) -> PhasePlan:
         ack_wait_s=float(phase.ack_wait_s),
         max_deliver=phase.max_deliver,
         stateful=phase.stateful,
+        lanes=lanes_in(phase),
     )
+
+
+def lanes_in(phase: Phase) -> int:
+    """Into how many lanes the queue of a phase is cut; 0: not at all."""
+    return LANES if phase.stateful else 0
 
 
 def _module(module: Module[Any]) -> ModulePlan:
@@ -209,6 +228,7 @@ def unfollowable(old: Plan, new: Plan) -> list[str]:
     Bounds, ages, timeouts and the modules inside a phase may change. Controllers, their modes and
     phases may not: packages are on their way between them. Nor may the modules that have a state,
     or their places: one that comes into the middle of an instance has not seen what came before.
+    Nor may the lanes of a phase: what is in its queue would be found by nobody.
     """
     faults = []
     before, after = ([c.name for c in plan.controllers] for plan in (old, new))
@@ -228,7 +248,24 @@ def unfollowable(old: Plan, new: Plan) -> list[str]:
             if before != after:
                 where = f"{was.name}.{old_phase.name}"
                 faults.append(f"what has a state in {where!r} was {before} and would be {after}")
-    return faults
+    return faults + moved_queues(old, new)
+
+
+def moved_queues(old: Plan, new: Plan) -> list[str]:
+    """The phases of both whose packages are not looked for where the other plan has them."""
+    before, after = (
+        {f"{c.name}.{p.name}": p.lanes for c in plan.controllers for p in c.phases}
+        for plan in (old, new)
+    )
+    return [
+        f"the queue of {name!r} had {_lanes(before[name])} and would have {_lanes(after[name])}"
+        for name in before
+        if name in after and before[name] != after[name]
+    ]
+
+
+def _lanes(count: int) -> str:
+    return f"{count} lanes, as that of a stateful phase" if count else "no lanes"
 
 
 def _with_state(modules: Iterable[ModulePlan], inside: str = "") -> list[str]:
@@ -279,13 +316,13 @@ def topology(plan: Plan, shard: int = 0) -> list[tuple[str, str, str]]:
     """Who reads what: `(reader, consumer, filter subject)` for every consumer of a shard."""
     prefix = f"bp.{plan.pipeline}.{shard}"
     rows = [("leader", f"{stream_name(plan.pipeline, shard)} (ephemeral)", f"{prefix}.ctl.>")]
+    subjects = Subjects(plan.pipeline, shard)
     for controller in plan.controllers:
         for phase in controller.phases:
-            rows.append(
-                (
-                    f"worker {controller.name}.{phase.name}",
-                    consumer_name(controller.name, phase.name),
-                    f"{prefix}.work.{controller.name}.{phase.name}.>",
-                )
-            )
+            found = subjects.consumers(controller.name, phase.name, phase.lanes)
+            consumer, filter = found[0]
+            if len(found) > 1:
+                queue = f"{subjects.work}{controller.name}.{phase.name}"
+                consumer, filter = f"{consumer} to {phase.lanes - 1}", f"{queue}.<lane>.>"
+            rows.append((f"worker {controller.name}.{phase.name}", consumer, filter))
     return rows

@@ -16,7 +16,8 @@ from functools import partial
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Broker, Message, Subscription
-from broker_pipeline.core.names import Subjects, consumer_name, stream_name
+from broker_pipeline.core.names import Subjects, consumer_name
+from broker_pipeline.core.plan import lanes_in
 from broker_pipeline.errors import BrokerPipelineError, MalformedPackageError, StateError
 from broker_pipeline.journey import Status
 from broker_pipeline.package import DataPackage, parse_envelope
@@ -24,6 +25,7 @@ from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.ages import Ages
 from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
 from broker_pipeline.runtime.failures import Failures
+from broker_pipeline.runtime.lanes import Lanes
 from broker_pipeline.runtime.results import Here, Results
 from broker_pipeline.runtime.states import StateKeeper, States
 from broker_pipeline.runtime.suspects import Suspects
@@ -67,12 +69,12 @@ class PhaseWorker:
         self.name = f"{controller.name}.{phase.name}"
         self._broker = broker
         self._types = pipeline.payload_types
+        self._controller = controller.name
         self._phase = phase
         self._failures = Failures(controller, phase, worker=worker, host=host, now_ns=now_ns)
         self._subjects = Subjects(pipeline.name, shard)
-        self._stream = stream_name(pipeline.name, shard)
-        self._consumer = consumer_name(controller.name, phase.name)
-        self._ages = Ages(broker, self._stream, controller)
+        self._worker = worker
+        self._ages = Ages(broker, self._subjects.stream, controller)
         self._executor = PhaseExecutor(
             controller,
             phase,
@@ -87,6 +89,7 @@ class PhaseWorker:
         self._states = (
             StateKeeper(broker, pipeline.name, shard, controller, phase) if phase.stateful else None
         )
+        self._lanes: Lanes | None = None
         self._here: dict[int, Here] = {}
         self._results = Results(
             broker,
@@ -96,6 +99,7 @@ class PhaseWorker:
             failures=self._failures,
             states=self._states,
             gone=self._gone,
+            done=self._done,
             room=self._ask_soon,
         )
         self._suspects = Suspects(
@@ -130,9 +134,7 @@ class PhaseWorker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain. Raises when the broker ends the consumption."""
         await self._ages.begin()
-        self._subscription = subscription = await self._broker.consume(
-            self._stream, self._consumer, self._delivered, credit=max(1, self._executor.wanted())
-        )
+        self._subscription = subscription = await self._pull(max(1, self._executor.wanted()))
         try:
             await self._work(subscription, stop)
         finally:
@@ -142,6 +144,18 @@ class PhaseWorker:
             self._results.close()
             await self._results.settle(0)
             await subscription.stop()
+
+    async def _pull(self, credit: int) -> Subscription:
+        broker, names = self._broker, (self._controller, self._phase.name)
+        if self._states is None:
+            stream, consumer = self._subjects.stream, consumer_name(*names)
+            return await broker.consume(stream, consumer, self._delivered, credit=credit)
+        self._lanes = lanes = Lanes(
+            broker, self._subjects, names, lanes_in(self._phase), worker=self._worker,
+            states=self._states, handler=self._delivered, give_back=self._give_back,
+            is_here=lambda token: any(each.token == token for each in self._here.values()),
+        )  # fmt: skip
+        return await lanes.start(credit)
 
     async def _work(self, subscription: Subscription, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -168,19 +182,7 @@ class PhaseWorker:
         """Take no more, give back what has not begun, finish the rest."""
         self._draining = True
         await subscription.stop()
-        parked = self._suspects.withdraw()
-        catching_up = dict(self._catching_up)
-        for task in catching_up:
-            task.cancel()
-        if catching_up:
-            await asyncio.wait(catching_up)
-        not_begun = [here for task, here in catching_up.items() if task.cancelled()]
-        withdrawn = [job.token for job in self._executor.withdraw()]
-        given_back = [h for h in (*not_begun, *withdrawn, *parked) if isinstance(h, Here)]
-        await self._suspects.spare(given_back)
-        for here in given_back:
-            await self._broker.nak(here.message)
-            self._gone(here)
+        await self._give_back(lambda token: True)
         self._check_emptied()
         while not self._emptied.is_set():
             before = len(self._here)
@@ -196,14 +198,26 @@ class PhaseWorker:
                 return
         if self._states is not None:
             await self._results.settle(DRAIN_STALL_S)
-            await self._store_all(self._states)
+            await self._states.store_all(DRAIN_STALL_S)
 
-    async def _store_all(self, states: StateKeeper) -> None:
-        """For whoever gets the instances' next packages; they can be computed again without it."""
-        try:
-            await states.store_all(DRAIN_STALL_S)
-        except (BrokerPipelineError, TimeoutError) as error:
-            log.warning("states of %s were not stored, others catch up: %s", self.name, error)
+    async def _give_back(self, gone: Callable[[str], bool]) -> None:
+        """Leave to others what has not begun of these instances."""
+        catching_up = {task: here for task, here in self._catching_up.items() if gone(here.token)}
+        for task in catching_up:
+            task.cancel()
+        await asyncio.gather(*catching_up, return_exceptions=True)
+        not_begun = [here for task, here in catching_up.items() if task.cancelled()]
+        not_begun += self._suspects.withdraw(gone)
+        for job in self._executor.withdraw():
+            if isinstance(job.token, Here) and gone(job.token.token):
+                not_begun.append(job.token)
+            elif not (isinstance(job.token, asyncio.Future) and job.token.done()):
+                self._executor.submit([job])
+        for here in not_begun:
+            self._gone(here)
+        await self._suspects.spare(not_begun)
+        for here in not_begun:
+            await self._broker.nak(here.message)
 
     # -- in -------------------------------------------------------------------------------------
     def _delivered(self, message: Message) -> None:
@@ -309,6 +323,10 @@ class PhaseWorker:
         if here.attempt is not None:
             here.attempt.ended.set()
         self._check_emptied()
+
+    async def _done(self, token: str) -> None:
+        if self._lanes is not None:
+            await self._lanes.let_go_of_another(token)
 
     def _check_emptied(self) -> None:
         if self._draining and not self._here:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Broker, Message, PubAck
 from broker_pipeline.core.names import Subjects, completion_id, dispatch_id
+from broker_pipeline.core.plan import lanes_in
 from broker_pipeline.errors import BrokerPipelineError, PayloadTooLargeError
 from broker_pipeline.journey import Status
 from broker_pipeline.package import DataPackage, parse_envelope
@@ -45,6 +46,7 @@ class Results:
     Args:
         name: of the phase, for logs.
         gone: takes a package that is not here any more, whatever became of it.
+        done: called with the instance when a package of it is done with, for good.
         room: called when the broker, which had no room for results, has room again.
     """
 
@@ -58,6 +60,7 @@ class Results:
         failures: Failures,
         states: StateKeeper | None,
         gone: Callable[[Here], None],
+        done: Callable[[str], Awaitable[None]],
         room: Callable[[], None],
     ) -> None:
         self.name = f"{controller.name}.{phase.name}"
@@ -67,10 +70,12 @@ class Results:
         self._failures = failures
         self._states = states
         self._gone = gone
+        self._done = done
         self._holding = Holding(self.name, room)
         names = [each.name for each in controller.phases]
-        following = names.index(phase.name) + 1
-        self._next_phase = names[following] if following < len(names) else None
+        following = controller.phases[names.index(phase.name) + 1 :]
+        self._next_phase = following[0].name if following else None
+        self._next_lanes = lanes_in(following[0]) if following else 0
         # Both hold at most what was delivered: `wanted` of the executor bounds that.
         self._results: asyncio.Queue[Finished] = asyncio.Queue()
         self._stored: asyncio.Queue[Here] = asyncio.Queue()
@@ -124,8 +129,9 @@ class Results:
             self._failures.check_size(len(data), self._broker.max_payload)
         controller = self._controller.name
         if status is Status.SUCCESS and self._next_phase is not None:
-            subject = self._subjects.queue(controller, self._next_phase, here.token)
-            msg_id = dispatch_id(envelope.id, controller, self._next_phase)
+            next_phase, lanes = self._next_phase, self._next_lanes
+            subject = self._subjects.queue(controller, next_phase, here.token, lanes)
+            msg_id = dispatch_id(envelope.id, controller, next_phase)
         else:
             subject = self._subjects.completion(controller, here.token)
             msg_id = completion_id(envelope.id, controller)
@@ -166,6 +172,7 @@ class Results:
                 else:
                     await self._store_state(here.token, here.new_state)
             self._gone(here)
+            await self._done(here.token)
 
     def _store_beside(self, states: StateKeeper, token: str, encoded: bytes) -> None:
         """Store a large state while acks go on; one at a time, a later one will be stored too."""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from broker_pipeline.broker import jetstream
 from broker_pipeline.broker.lease import Lease
 from broker_pipeline.broker.port import Broker
-from broker_pipeline.client.deploy import require_deployed
+from broker_pipeline.client.deploy import require_deployed, require_its_queues
 from broker_pipeline.errors import (
     BrokerPipelineError,
     LeadershipLostError,
@@ -202,6 +202,7 @@ async def run_worker(
     connected = True
     try:
         await require_deployed(broker, pipeline.name)
+        await require_its_queues(broker, pipeline)
         worker = Worker(broker, pipeline, phases=phases, slots=slots, target=target)
         names = ", ".join(phases) if phases else "all phases"
         return await worker.run(

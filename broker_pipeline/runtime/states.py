@@ -20,7 +20,8 @@ import msgspec
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.core.names import Subjects, module_bucket, module_key, stream_name
-from broker_pipeline.errors import MalformedPackageError, StateError
+from broker_pipeline.core.plan import lanes_in
+from broker_pipeline.errors import BrokerPipelineError, MalformedPackageError, StateError
 from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import StatefulModule, state_type, walk
 from broker_pipeline.package import parse_envelope
@@ -95,6 +96,7 @@ class StateKeeper:
         self._shard = shard
         self._controller = controller.name
         self._phase = phase.name
+        self._lanes = lanes_in(phase)
         self._phase_index = [p.name for p in controller.phases].index(phase.name)
         self._subjects = Subjects(pipeline, shard)
         self._types = {
@@ -201,6 +203,18 @@ class StateKeeper:
         """Hold nothing of the instance: the next package catches up."""
         self._held.pop(token, None)
 
+    def tokens(self) -> list[str]:
+        """The instances whose states are held."""
+        return list(self._held)
+
+    async def hand_over(self, token: str) -> None:
+        """Let an instance go, its states stored; for when nothing of it is running."""
+        held = self._held.pop(token, None)
+        if held is not None and held.counts and held.encoded_sequence != held.sequence:
+            encoded = self._encode(held)
+            if encoded is not None:
+                await self.store(token, encoded)
+
     async def store(self, token: str, encoded: bytes) -> None:
         """Store what `keep` gave, for whoever gets the instance's next package."""
         key = module_key(self._shard, self._controller, self._phase, token)
@@ -223,17 +237,14 @@ class StateKeeper:
             held.encoded_sequence = 0
 
     async def store_all(self, timeout_s: float) -> None:
-        """Store what is not stored yet; for a drain, when nothing is running.
-
-        Raises:
-            TimeoutError: one of them took longer than `timeout_s`.
-        """
-        for token, held in self._held.items():
-            if held.counts and held.encoded_sequence != held.sequence:
-                encoded = self._encode(held)
-                if encoded is not None:
-                    async with asyncio.timeout(timeout_s):
-                        await self.store(token, encoded)
+        """Store what is not stored yet; for a drain, when nothing is running. None takes longer
+        than `timeout_s`, or the rest is left to whoever catches up."""
+        try:
+            for token in self.tokens():
+                async with asyncio.timeout(timeout_s):
+                    await self.hand_over(token)
+        except (BrokerPipelineError, TimeoutError) as error:
+            log.warning("states of %s were not stored, others catch up: %s", self._phase, error)
 
     def _encode(self, held: Held) -> bytes | None:
         held.encoded_sequence = held.sequence
@@ -304,7 +315,7 @@ class StateKeeper:
         previous = self.previous(envelope)
         for message in await self._broker.read_range(
             self._stream,
-            self._subjects.queue(self._controller, self._phase, token),
+            self._subjects.queue(self._controller, self._phase, token, self._lanes),
             start_seq=stored.stream_seq + 1,
         ):
             recorded = _envelope(message.data)

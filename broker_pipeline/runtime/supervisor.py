@@ -42,23 +42,15 @@ def plan_children(
 ) -> list[Child]:
     """Which processes to start for `(target, pipeline)` pairs.
 
-    Every pipeline gets a controller and `workers` workers. Phases with a state are run by the first
-    worker only: it holds the states, so that none has to be caught up with.
+    Every pipeline gets a controller and `workers` workers.
     """
     children = []
     for target, pipeline in pipelines:
         children.append(Child(f"controller of {pipeline.name}", ("controller", target)))
-        phases = [(c, p) for c in pipeline.controllers for p in c.phases]
-        stateless = [f"{c.name}.{p.name}" for c, p in phases if not p.stateful]
         options = () if slots is None else ("--slots", str(slots))
         for number in range(1, workers + 1):
-            chosen: tuple[str, ...] = ()
-            if number > 1 and len(stateless) < len(phases):
-                if not stateless:
-                    continue
-                chosen = tuple(word for name in stateless for word in ("--phase", name))
             children.append(
-                Child(f"worker {number} of {pipeline.name}", ("worker", target, *chosen, *options))
+                Child(f"worker {number} of {pipeline.name}", ("worker", target, *options))
             )
     return children
 

@@ -107,11 +107,11 @@ class Suspects:
         else:
             self._leave(here)
 
-    def withdraw(self) -> list[Here]:
-        """Take back what waits; none of it has begun."""
-        waiting = [here for here, _ in self._parked]
-        self._parked.clear()
-        return waiting
+    def withdraw(self, gone: Callable[[str], bool]) -> list[Here]:
+        """Take back what waits of these instances; none of it has begun."""
+        taken = [here for here, _ in self._parked if gone(here.token)]
+        self._parked = deque(each for each in self._parked if not gone(each[0].token))
+        return taken
 
     async def serve(self) -> None:
         """Give one suspect after the other its turn, for ever."""

@@ -69,6 +69,34 @@ async def test_keys_are_listed_by_prefix(bucket: Broker) -> None:
     assert sorted(await bucket.kv_keys("B", "snap.")) == ["snap.a", "snap.c"]
 
 
+async def test_keys_are_listed_in_one_request(bucket: Broker, open_connection: Connect) -> None:
+    """Those below a prefix; an erased one is not among them any more, at once."""
+    assert await bucket.kv_listed("B", "m.0.") == []
+    for key in ("m.0.a", "m.0.b", "m.1.a", "m.0.c.d"):
+        await bucket.kv_put("B", key, b"")
+    assert sorted(await bucket.kv_listed("B", "m.0.")) == ["m.0.a", "m.0.b", "m.0.c.d"]
+    await bucket.kv_erase("B", "m.0.b")
+    await bucket.kv_erase("B", "m.0.never")
+    other = await open_connection()
+    assert sorted(await other.kv_listed("B", "m.0.")) == ["m.0.a", "m.0.c.d"]
+    assert await bucket.kv_get("B", "m.0.b") is None
+    assert await bucket.kv_create("B", "m.0.b", b"again") is not None
+    with pytest.raises(NotFoundError):
+        await bucket.kv_listed("NONE", "m.")
+
+
+async def test_a_key_whose_ttl_has_passed_is_not_listed(broker: Broker) -> None:
+    """It is there until then."""
+    await broker.ensure_bucket("T", ttl_s=0.5)
+    await broker.kv_put("T", "m.a", b"")
+    assert await broker.kv_listed("T", "m.") == ["m.a"]
+
+    async def is_gone() -> bool:
+        return await broker.kv_listed("T", "m.") == []
+
+    await until(is_gone)
+
+
 async def test_a_value_vanishes_after_its_ttl(broker: Broker) -> None:
     """And its key can be created by another then."""
     await broker.ensure_bucket("T", ttl_s=0.5)

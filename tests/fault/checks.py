@@ -186,7 +186,7 @@ class Checks:
         assert plan is not None
         index = {controller.name: n for n, controller in enumerate(plan.controllers)}
         for message, package in self.queued:
-            _, _, _, _, controller, phase, token = message.subject.split(".")
+            _, _, _, _, controller, phase, *_, token = message.subject.split(".")
             at = index[controller]
             if phase != plan.controllers[at].phases[0].name:
                 continue

@@ -13,11 +13,11 @@ from unittest.mock import patch
 
 from broker_pipeline.broker.port import StreamSpec
 from broker_pipeline.client import deploy as deploying
-from broker_pipeline.core import snapshot
+from broker_pipeline.core import plan, snapshot
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.journey import NS
+from broker_pipeline.runtime import lanes, phase_worker, roles, states
 from broker_pipeline.runtime import leader as leading
-from broker_pipeline.runtime import phase_worker, roles, states
 from broker_pipeline.runtime import worker as working
 from tests.fault.executor import Begun, SimExecutor
 from tests.fault.link import Link, connect
@@ -175,6 +175,11 @@ class Cluster:
         def token_hex(_: int) -> str:
             return PROCESS.get().name
 
+        lanes_chance = random.Random(f"lanes of {self.scenario.seed}")
+
+        def member_hex(_: int) -> str:
+            return f"{lanes_chance.getrandbits(32):08x}"
+
         quiet_os = SimpleNamespace(getpid=lambda: 1, cpu_count=lambda: 2)
         quiet_host = SimpleNamespace(gethostname=lambda: "sim")
         scenario = self.scenario
@@ -186,6 +191,8 @@ class Cluster:
                 (roles, "secrets", SimpleNamespace(token_hex=token_hex)),
                 (roles, "os", quiet_os),
                 (roles, "socket", quiet_host),
+                (lanes, "secrets", SimpleNamespace(token_hex=member_hex)),
+                (plan, "LANES", scenario.lanes),
                 (working, "os", quiet_os),
                 (working, "socket", quiet_host),
                 (working, "PhaseWorker", partial(phase_worker.PhaseWorker, now_ns=now_ns)),

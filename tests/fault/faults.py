@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from broker_pipeline.core.names import stream_name
+from broker_pipeline.broker.memory_store import Bucket
+from broker_pipeline.core.names import LEASE_BUCKET, LEASE_TTL_S, lease_key, stream_name
 from broker_pipeline.errors import BrokerError
 from broker_pipeline.runtime import roles
 from broker_pipeline.runtime.leader import Leader
@@ -124,6 +125,27 @@ class Saboteur:
                     consumer.redeliver(stream_seq)
         self.network.server.pump.wake()
 
+    def _forget_member(self, fault: Fault) -> None:
+        """What one worker has announced is gone, until it does so again."""
+        members = self._members()
+        if members:
+            self._bucket().erase(members[fault.victim % len(members)])
+
+    def _false_member(self, fault: Fault) -> None:
+        """Somebody is announced who pulls no lane, until the value vanishes."""
+        members = self._members()
+        if members:
+            phase = members[fault.victim % len(members)].rpartition(".")[0]
+            self._bucket().set(f"{phase}.nobody{fault.victim}", b"", self.loop.time())
+            self.quiet_at = max(self.quiet_at, self.loop.time() + LEASE_TTL_S)
+
+    def _bucket(self) -> Bucket:
+        return self.network.server.bucket(LEASE_BUCKET)
+
+    def _members(self) -> list[str]:
+        prefix = f"{lease_key(NAME, 0)}."
+        return [key for key in self._bucket().keys(self.loop.time()) if key.startswith(prefix)]
+
     def _leaderless(self, fault: Fault) -> None:
         """Nobody leads for longer than a message id is remembered."""
         until = self.loop.time() + LEADERLESS_S
@@ -163,4 +185,6 @@ _AT_BROKER = {
     "redelivery": Saboteur._redeliver,
     "leaderless": Saboteur._leaderless,
     "leader without a lease": Saboteur._rogue,
+    "member forgotten": Saboteur._forget_member,
+    "member that is none": Saboteur._false_member,
 }

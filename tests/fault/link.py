@@ -394,6 +394,14 @@ class Link:
         """See `Broker`."""
         return await self._do("kv_keys", bucket, prefix)
 
+    async def kv_listed(self, bucket: str, prefix: str) -> list[str]:
+        """See `Broker`."""
+        return await self._do("kv_listed", bucket, prefix)
+
+    async def kv_erase(self, bucket: str, key: str) -> None:
+        """See `Broker`."""
+        await self._do("kv_erase", bucket, key)
+
     # -- presence -------------------------------------------------------------------------------
     async def be_present(self, subject: str) -> None:
         """See `Broker`."""

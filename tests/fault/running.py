@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import tests.fault.age_mutations  # noqa: F401 - it registers its own
+from tests.fault import lane_mutations  # noqa: F401 - it registers its own
 from tests.fault.mutations import MUTATIONS, planted
 from tests.fault.simulation import Report, simulate
 

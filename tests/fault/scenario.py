@@ -74,6 +74,7 @@ class Scenario:
     controllers: int
     workers: list[tuple[str, ...] | None]
     slots: int
+    lanes: int
     slow: float = 0.0
     whole_max: int = 0
     slices: int = 1
@@ -116,6 +117,8 @@ def draw(seed: int) -> Scenario:
     faults = _draw_faults(chance, length_s)
     objects = random.Random(f"objects {seed}")  # its own: what was drawn before it came stays
     large_states = objects.random() < LARGE_STATES
+    lanes = random.Random(f"lanes {seed}")  # its own, so that the rest of a seed stays as it was
+    faults = sorted([*faults, *_draw_lane_faults(lanes, length_s)], key=lambda fault: fault.at)
     scenario = Scenario(
         seed=seed,
         kinds=kinds,
@@ -130,6 +133,7 @@ def draw(seed: int) -> Scenario:
         controllers=chance.choice((1, 2, 2, 3)),
         workers=workers,
         slots=chance.randint(1, 3),
+        lanes=lanes.choice((1, 2, 3, 3, 5)),
         slow=chance.choice((0.0, 0.0, 0.0, 0.0, 0.03)),
         large_states=large_states,
         skews_ns=[chance.choice((0, 0, -1, 1)) * chance.randrange(3 * 10**9) for _ in range(8)],
@@ -264,6 +268,19 @@ def _draw_faults(chance: random.Random, length_s: float) -> list[Fault]:
             )
         )
     return sorted(faults, key=lambda fault: fault.at)
+
+
+LANE_FAULTS = ("member forgotten", "member that is none")
+
+
+def _draw_lane_faults(chance: random.Random, length_s: float) -> list[Fault]:
+    """What workers see of each other is wrong for a while."""
+    if chance.random() < 0.7:
+        return []
+    return [
+        Fault(chance.uniform(0.1, length_s), chance.choice(LANE_FAULTS), chance.randrange(8))
+        for _ in range(chance.randint(1, 4))
+    ]
 
 
 def _draw_weather(chance: random.Random) -> Weather:

@@ -33,6 +33,7 @@ FOUND_FAST = {
     "suspects are not serialised": 20,
     "what waits never grows old": 10,
     "a worker trusts its own clock": 15,
+    "a lane is nobodys": 10,
 }
 
 

@@ -15,7 +15,7 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.cli.main import main
 from broker_pipeline.client import deploy
 from broker_pipeline.core import plan
-from broker_pipeline.runtime import leader, phase_worker
+from broker_pipeline.runtime import leader, results
 
 TOLD = b"\xf2\x3f\x05newer"
 """Field 1022, which no version of ours has, with five bytes."""
@@ -38,7 +38,7 @@ def patch() -> None:
     plan.VERSION_MAX = VERSION
     write, publish, compile_plan = (
         leader.write,
-        phase_worker.PhaseWorker._publish,
+        results.Results._publish,
         plan.compile_plan,
     )
 
@@ -51,7 +51,7 @@ def patch() -> None:
         await publish(self, here, envelope, status)
 
     leader.write = write_more  # type: ignore[assignment]
-    phase_worker.PhaseWorker._publish = publish_more  # type: ignore[method-assign]
+    results.Results._publish = publish_more  # type: ignore[method-assign]
     if os.environ.get("NEXT_PLAN"):
         deploy.compile_plan = lambda pipeline: msgspec.structs.replace(  # type: ignore[attr-defined]
             compile_plan(pipeline), version=VERSION

@@ -89,6 +89,29 @@ chained = Pipeline(
 )
 
 
+class Seen(StatefulModule[bytes, Total]):
+    """Counts, and writes each execution into the file that the environment names."""
+
+    def initial_state(self) -> Total:
+        """Nothing."""
+        return Total()
+
+    def execute(self, package: Any, run: Any, state: Total) -> Total:
+        """One package."""
+        state.count += 1
+        line = f"{os.getpid()} {package.instance} {package.data.decode()}\n"
+        with open(os.environ["SEEN_IN"], "a") as file:
+            file.write(line)  # one write of a short line: whole, whoever else appends
+        package.data += b" is number %d" % state.count
+        return state
+
+
+seen = Pipeline(
+    "seen",
+    [Controller("c", mode=Mode.NOT_PARALLEL, phases=[Phase("p", [Seen()], ack_wait_s=1.0)])],
+)
+
+
 class Pass(ExecutionModule[bytes]):
     """Does nothing."""
 

@@ -159,7 +159,7 @@ async def test_a_plan_of_the_next_version_makes_older_controllers_stand_aside(
     for command in ("deploy", "controller"):
         refused = await fleet.start(command, TARGET)
         assert await refused.ended() == 2
-        assert any("BP205" in line and "version 2" in line for line in refused.lines)
+        assert any("BP205" in line and "version 3" in line for line in refused.lines)
 
 
 async def test_a_newer_plan_that_nobody_deployed_can_be_deleted(

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from broker_pipeline.broker.memory import MemoryBroker
-from broker_pipeline.client.deploy import deploy, deploy_if_absent, deployed_plan
+from broker_pipeline.client.deploy import (
+    deploy,
+    deploy_if_absent,
+    deployed_plan,
+    require_its_queues,
+)
+from broker_pipeline.core import plan as core_plan
 from broker_pipeline.core.names import (
     STATE_BUCKET,
     attempts_bucket,
@@ -19,6 +25,8 @@ from broker_pipeline.core.names import (
 )
 from broker_pipeline.core.plan import compile_plan
 from broker_pipeline.errors import NotFoundError, PlanError
+from broker_pipeline.modules import ExecutionModule, StatefulModule
+from broker_pipeline.pipeline import Controller, Phase, Pipeline
 
 
 async def plans_in_the_log(broker: MemoryBroker) -> int:
@@ -112,6 +120,33 @@ async def test_a_controller_leaves_another_plan_in_force_and_says_so(
     line = await deploy_if_absent(broker, make_pipeline(max_workers=9), "a:b")
     assert "broker-pipeline deploy a:b" in line and "\n" not in line
     assert await deployed_plan(broker, "talk") == compile_plan(make_pipeline())
+
+
+async def test_a_worker_of_other_queues_than_those_deployed_is_refused(
+    broker: MemoryBroker, make_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would pull from and publish to where nobody is; the same worker is welcome elsewhere."""
+
+    class Count(StatefulModule[bytes, bytes]):
+        """Has a state."""
+
+    class Step(ExecutionModule[bytes]):
+        """Has none."""
+
+    def pipeline(module: Any) -> Pipeline:
+        return Pipeline("talk", [Controller("listen", [Phase("hear", [module])])])
+
+    await require_its_queues(broker, pipeline(Count()))  # nothing is deployed: another's error
+    result = await deploy(broker, pipeline(Count()))
+    assert "consumers listen=hear=0 to 31 of stream BP_talk_0 created" in result.changes
+    await require_its_queues(broker, pipeline(Count()))
+    with pytest.raises(PlanError, match=r"'listen.hear' had 32 lanes.* would have no lanes"):
+        await require_its_queues(broker, pipeline(Step()))
+    monkeypatch.setattr(core_plan, "LANES", 8)
+    with pytest.raises(PlanError, match=r"had 32 lanes.* would have 8 lanes"):
+        await require_its_queues(broker, pipeline(Count()))
+    with pytest.raises(PlanError, match=r"BP201 .*'listen.hear' had 32 lanes"):
+        await deploy(broker, pipeline(Count()))
 
 
 async def test_what_was_never_deployed_has_no_plan(broker: MemoryBroker) -> None:

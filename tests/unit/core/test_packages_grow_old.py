@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from driving import SECOND, World, dispatches, emits, make_plan
+from driving import SECOND, World, dispatches, emits, make_plan, whole
 
 from broker_pipeline.core import ages, snapshot
 from broker_pipeline.core.events import Completed
@@ -32,8 +32,8 @@ def first_id(dispatch):
 
 def reread(machine):
     """Through a snapshot and back."""
-    head, parts = snapshot.take(machine)
-    return snapshot.restore(snapshot.read_head(head), parts)
+    head, parts = whole(machine)
+    return snapshot.restore(snapshot.read_head(head), parts)[0]
 
 
 @pytest.mark.parametrize("restored", [False, True])

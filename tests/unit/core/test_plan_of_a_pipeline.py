@@ -9,8 +9,9 @@ from driving import make_plan, whole
 
 from broker_pipeline.core import snapshot
 from broker_pipeline.core.events import Arrived
+from broker_pipeline.core.lanes import LANES, lane_of
 from broker_pipeline.core.machine import Machine
-from broker_pipeline.core.names import completion_id
+from broker_pipeline.core.names import Subjects, completion_id
 from broker_pipeline.core.plan import (
     VERSION_MAX,
     Plan,
@@ -60,6 +61,11 @@ def declare(*, window=4, name="asr", ack_wait_s=5, extra=(), age_s=None):
             ),
         ],
     )
+
+
+def counted(module):
+    """A pipeline of one phase."""
+    return Pipeline("talk", [Controller("c", [Phase("p", [module])])])
 
 
 def test_equal_pipelines_give_the_same_bytes():
@@ -122,10 +128,43 @@ def test_a_module_with_a_state_does_not_come_into_or_leave_a_running_phase():
     other_steps = plan(Step(name="new"), CombinationModule([Count(name="sum")], name="both"))
     assert unfollowable(was, other_steps) == unfollowable(other_steps, was) == []
     for now, states in ((plan(Step()), []), (plan(Count(name="sum")), ["sum at 0"])):
-        assert unfollowable(was, now) == [
-            f"what has a state in 'c.p' was ['sum at 1.0'] and would be {states}"
+        said = f"what has a state in 'c.p' was ['sum at 1.0'] and would be {states}"
+        assert said in unfollowable(was, now)
+        assert unfollowable(now, was)
+
+
+def test_a_phase_whose_lanes_change_cannot_be_followed():
+    """Packages deployed before lanes, or before the phase was stateful, are in another queue."""
+    stateful, plain = (compile_plan(counted(module)) for module in (Count(), Step()))
+    before_lanes = Plan.from_bytes(stateful.to_bytes().replace(b',"lanes":32', b""))
+    assert stateful.phase("c", "p").lanes == LANES and plain.phase("c", "p").lanes == 0
+    assert unfollowable(stateful, stateful) == []
+    for old, new in ((before_lanes, stateful), (plain, stateful)):
+        assert unfollowable(old, new)[-1] == (
+            "the queue of 'c.p' had no lanes and would have 32 lanes, as that of a stateful phase"
+        )
+    assert "had 32 lanes" in unfollowable(stateful, plain)[-1]
+
+
+def test_only_a_plan_with_lanes_is_one_that_older_programs_refuse():
+    """They would publish to where nobody looks."""
+    assert compile_plan(counted(Step())).version == 1
+    assert compile_plan(counted(Count())).version == 2
+
+
+def test_a_stateful_phase_has_a_consumer_for_each_lane():
+    """One row of the topology, and 32 consumers with one filter each that overlap nowhere."""
+    assert topology(compile_plan(counted(Count())))[1] == (
+        "worker c.p", "c=p=0 to 31", "bp.talk.0.work.c.p.<lane>.>",
+    )  # fmt: skip
+    subjects = Subjects("talk")
+    consumers = dict(subjects.consumers("c", "p", LANES))
+    assert len(consumers) == LANES
+    for token in (f"i{n}" for n in range(200)):
+        queue = subjects.queue("c", "p", token, LANES)
+        assert [n for n, filter in consumers.items() if queue.startswith(filter[:-1])] == [
+            f"c=p={lane_of(token, LANES)}"
         ]
-        assert len(unfollowable(now, was)) == 1
 
 
 def test_differences_are_told_by_name():
@@ -190,10 +229,10 @@ def test_a_plan_of_a_newer_version_says_so_whatever_it_looks_like(more):
     plan = json.loads(make_plan([(Mode.NO_ORDER, None, None)]).to_bytes())
     plan.update(version=VERSION_MAX + 1, **more)
     with pytest.raises(
-        NewerVersionError, match=r"BP205 .*'demo' has version 2; .*up to 1"
+        NewerVersionError, match=r"BP205 .*'demo' has version 3; .*up to 2"
     ) as error:
         Plan.from_bytes(json.dumps(plan).encode())
-    assert (error.value.pipeline, error.value.version) == ("demo", 2)
+    assert (error.value.pipeline, error.value.version) == ("demo", 3)
 
 
 def test_a_snapshot_that_holds_a_newer_plan_is_not_called_damaged():
@@ -201,7 +240,7 @@ def test_a_snapshot_that_holds_a_newer_plan_is_not_called_damaged():
     from driving import World
 
     machine = World(make_plan([(Mode.NO_ORDER, None, None)])).machine
-    machine.plan = msgspec.structs.replace(machine.plan, version=2)
+    machine.plan = msgspec.structs.replace(machine.plan, version=VERSION_MAX + 1)
     head, parts = whole(machine)
     with pytest.raises(NewerVersionError, match="BP205"):
         snapshot.restore(snapshot.read_head(head), parts)

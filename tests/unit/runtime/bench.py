@@ -11,7 +11,7 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.memory import MemoryBroker, MemoryServer
 from broker_pipeline.broker.port import Broker, Message
 from broker_pipeline.client.deploy import deploy
-from broker_pipeline.core.names import Subjects, ingress_subject, stream_name
+from broker_pipeline.core.names import LEASE_BUCKET, Subjects, ingress_subject, stream_name
 from broker_pipeline.journey import STATUS_TO_PB, Outcome
 from broker_pipeline.runtime.leader import Leader
 from broker_pipeline.runtime.phase_worker import PhaseWorker
@@ -24,6 +24,7 @@ class Working:
     """A phase worker as a task."""
 
     def __init__(self, bench: Bench, phase: PhaseWorker, broker: Broker) -> None:
+        self.bench = bench
         self.phase = phase
         self.broker = broker
         self.stop = asyncio.Event()
@@ -37,8 +38,11 @@ class Working:
         await self.phase.close()
 
     async def vanish(self) -> None:
-        """As SIGKILL: it acks, naks and publishes nothing any more."""
+        """As SIGKILL, a lease's TTL ago: it acks, naks and publishes nothing any more, and is no
+        member any more."""
         await self.broker.close()
+        if (lanes := self.phase._lanes) is not None:
+            await self.bench.broker.kv_erase(LEASE_BUCKET, lanes._members + lanes._name)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         await self.phase.close()

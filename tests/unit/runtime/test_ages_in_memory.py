@@ -82,7 +82,7 @@ async def test_a_later_phase_leaves_out_what_got_too_old_on_the_way() -> None:
     bench = await Bench.begin(aged(Gate(), later), now_ns=clock)
     await bench.work(0)
     await bench.send(b"1")
-    await until(lambda: bench.messages(bench.subjects.queue("c", "p1", "a")))
+    await until(lambda: bench.messages(bench.subjects.queue("c", "p1", "a", 0)))
     clock.jump()
     await bench.work(1)
     (package,) = await bench.left(1)

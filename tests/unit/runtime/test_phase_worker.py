@@ -12,6 +12,7 @@ from broker_pipeline import Controller, ExecutionModule, Mode, Outcome, Phase, P
 from broker_pipeline.core.names import attempts_bucket
 from broker_pipeline.errors import BrokerUnavailableError, ConnectionLostError, NotFoundError
 from broker_pipeline.runtime import phase_worker, suspects
+from broker_pipeline.runtime.execution.executor import PhaseExecutor
 from broker_pipeline.runtime.lifecycle import first_error
 from broker_pipeline.runtime.worker import Worker
 from tests.unit.runtime.bench import Bench, results
@@ -113,7 +114,7 @@ async def test_an_unreadable_message_in_a_queue_stops_nobody(
     """It is acked and logged, once."""
     bench = await Bench.begin(pipeline(Gate(), ack_wait_s=0.1))
     await bench.work()
-    await bench.broker.publish(bench.subjects.queue("c", "p0", "a"), data)
+    await bench.broker.publish(bench.subjects.queue("c", "p0", "a", 0), data)
     await bench.send(b"next")
     assert results(await bench.left(1)) == [(b"next", Outcome.SUCCESS)]
     consumer = bench.server.stream(bench.stream).consumers["c=p0"]
@@ -147,21 +148,23 @@ async def test_a_drain_gives_back_what_has_not_begun_and_finishes_the_rest() -> 
 
 
 @pytest.mark.parametrize("max_deliver", [1, 2, 5])
-async def test_what_drains_gave_back_is_no_poison(max_deliver: int) -> None:
+async def test_what_drains_gave_back_is_no_poison(
+    max_deliver: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Delivered seven times and never begun: it is run, and leaves as SUCCESS."""
     gate = Gate(is_open=False)
     bench = await Bench.begin(pipeline(gate, ack_wait_s=60.0, max_deliver=max_deliver))
     first = await bench.work(slots=1)
     await bench.send(b"first")
     await until(lambda: gate.entered)
-    for _ in range(6):
-        worker = await bench.work(slots=1)
-        worker.phase._executor.withdraw = _withdrawing(worker.phase._executor)  # type: ignore[method-assign]
-        worker.phase._executor.submit = worker.phase._executor._flow.waiting.extend  # type: ignore
-        if not bench.messages(bench.subjects.work + "c.p0.b"):
-            await bench.send(b"second", instance="b")
-        await until(lambda worker=worker: worker.phase._here)
-        await worker.drain()
+    with monkeypatch.context() as patched:
+        patched.setattr(PhaseExecutor, "submit", lambda self, jobs: self._flow.waiting.extend(jobs))
+        patched.setattr(PhaseExecutor, "withdraw", _withdraw)
+        await bench.send(b"second", instance="b")
+        for _ in range(6):
+            worker = await bench.work(slots=1)
+            await until(lambda worker=worker: worker.phase._here)
+            await worker.drain()
     gate.opened.set()
     await bench.work(slots=1)
     left = await bench.left(2)
@@ -170,15 +173,11 @@ async def test_what_drains_gave_back_is_no_poison(max_deliver: int) -> None:
     await bench.end()
 
 
-def _withdrawing(executor: Any) -> Any:
+def _withdraw(executor: Any) -> list[Any]:
     """`withdraw` of an executor that was given jobs behind its back."""
-
-    def withdraw() -> list[Any]:
-        jobs = list(executor._flow.waiting)
-        executor._flow.waiting.clear()
-        return jobs
-
-    return withdraw
+    jobs = list(executor._flow.waiting)
+    executor._flow.waiting.clear()
+    return jobs
 
 
 async def test_suspects_wait_for_one_of_them_and_hold_up_nobody_else() -> None:
