@@ -126,6 +126,13 @@ class PublishRefusedError(BrokerError):
         self.err_code = err_code
 
 
+class LogFullError(PublishRefusedError):
+    """The log takes no more for now; this message is not stored."""
+
+    code = "BP310"
+    retriable = True
+
+
 class PayloadTooLargeError(BrokerError):
     """A message is larger than the broker takes."""
 
@@ -228,6 +235,12 @@ class ClientError(BrokerPipelineError):
     """A client was used in a way that cannot work."""
 
     code = "BP601"
+
+
+class HistoryPurgedError(ClientError):
+    """What was to be read is no longer in the log: it was purged."""
+
+    code = "BP603"
 
 
 class AudioFileError(BrokerPipelineError):

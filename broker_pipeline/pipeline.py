@@ -21,6 +21,10 @@ from broker_pipeline.modules import Module, StatefulModule, walk
 NAME = re.compile(r"[A-Za-z0-9_-]{1,48}")
 SECONDS_MIN, SECONDS_MAX = 1e-9, 1e9
 """Log time is counted in whole nanoseconds, in 64 bits; 1e9 seconds are 31 years."""
+REPLAY_WINDOW_S_MIN = 120.0
+"""The broker's dedup window: when it starts it learns message ids again from what is stored."""
+LOG_BYTES_MIN = 1 << 20
+"""A message may have 1 MiB by the broker's default; a smaller log could not hold one."""
 DEPTH_MAX = 32
 """Levels of modules in modules. Protobuf reads 100 levels of records, a few of which are ours."""
 
@@ -89,6 +93,11 @@ class Pipeline:
         instance_idle_s: an instance that saw nothing for so long ends: its sequence ids start at
             1 again under a new epoch.
         producer_gap_s: how long a numbered package waits for a missing one before it, log time.
+        replay_window_s: how long history is kept for replay: what everything has passed that
+            needs it. At least 120. A log that is more than half full keeps less.
+        log_bytes_max: the size of the log above which nothing new is taken: producers are refused
+            until there is room again. While they are, it may take a multiple of that for what is
+            inside (ADR 12). None: no bound but the disk and the account.
         payload_types: payload classes that no module names as its type argument.
 
     Raises:
@@ -102,12 +111,16 @@ class Pipeline:
         *,
         instance_idle_s: float = 600.0,
         producer_gap_s: float = 2.0,
+        replay_window_s: float = 3600.0,
+        log_bytes_max: int | None = None,
         payload_types: Iterable[type] = (),
     ) -> None:
         self.name = name
         self.controllers = tuple(_listed(controllers))
         self.instance_idle_s = instance_idle_s
         self.producer_gap_s = producer_gap_s
+        self.replay_window_s = replay_window_s
+        self.log_bytes_max = log_bytes_max
         self.declared_types = tuple(payload_types)
         faults = list(_faults(self, controllers))
         if faults:
@@ -144,6 +157,7 @@ def _faults(pipeline: Pipeline, declared: object) -> Iterable[str]:
         value = getattr(pipeline, label)
         if not _is_seconds(value):
             yield f"BP103 {label} is {value!r}; expected seconds, more than 0"
+    yield from _log_faults(pipeline)
     where = f"pipeline {pipeline.name!r}"
     for kind in pipeline.declared_types:
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct | Message)):
@@ -156,6 +170,21 @@ def _faults(pipeline: Pipeline, declared: object) -> Iterable[str]:
     yield from _name_faults("controller", [c.name for c in controllers])
     for controller in controllers:
         yield from _controller_faults(controller)
+
+
+def _log_faults(pipeline: Pipeline) -> Iterable[str]:
+    window_s, size = pipeline.replay_window_s, pipeline.log_bytes_max
+    if not _is_seconds(window_s) or window_s < REPLAY_WINDOW_S_MIN:
+        yield (
+            f"BP103 replay_window_s is {window_s!r}; expected at least {REPLAY_WINDOW_S_MIN:g} "
+            f"seconds: a broker that starts knows only the message ids of what is still stored, "
+            f"and must know those of the last {REPLAY_WINDOW_S_MIN:g}"
+        )
+    if size is not None and (not isinstance(size, int) or not LOG_BYTES_MIN <= size <= 2**62):
+        yield (
+            f"BP103 log_bytes_max is {size!r}; expected at least {LOG_BYTES_MIN} bytes, or None: "
+            f"no bound"
+        )
 
 
 def _controller_faults(controller: Controller) -> Iterable[str]:

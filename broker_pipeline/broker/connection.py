@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import nats.errors
 from nats.aio.client import Client, Server
@@ -35,6 +35,7 @@ CHECK_S = 0.25
 # White space, and surrogates but for those that stand for bytes (`_Client._process_msg`).
 _UNSAFE_SUBJECT = re.compile("[ \t\r\n\ud800-\udc7f\udd00-\udfff]")
 
+T = TypeVar("T")
 Taker = Callable[[str, str, bytes, bytes | None], None]
 """Takes a message as `(subject, reply, data, header block)`; it must not raise."""
 
@@ -281,6 +282,19 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
     """Keep asyncio from reporting an error that nobody awaits: who cares looks at the future."""
     if not future.cancelled():
         future.exception()
+
+
+async def cancellable(waiting: Coroutine[Any, Any, T]) -> T:
+    """Await something of nats-py's that a cancellation ends for sure: its `wait_for` swallows one
+    that comes together with the answer (Python 3.11), and who cancels would wait for ever."""
+    task = asyncio.ensure_future(waiting)
+    try:
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        task.add_done_callback(_retrieve)
+        task.cancel()
+        raise
+    return task.result()
 
 
 def error_future() -> asyncio.Future[None]:

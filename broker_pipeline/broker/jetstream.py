@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from broker_pipeline.broker import provision
 from broker_pipeline.broker.api import Answer, JetStreamApi
@@ -27,16 +26,19 @@ from broker_pipeline.broker.port import (
     PubAck,
     StreamSpec,
     StreamState,
+    StreamStatus,
     Subscription,
 )
 from broker_pipeline.broker.presence import Presences
 from broker_pipeline.broker.publish import PipelinedPublisher
 from broker_pipeline.broker.pull import Puller, Reader
-from broker_pipeline.errors import BrokerUnavailableError, NotFoundError
+from broker_pipeline.broker.ranges import until_done
+from broker_pipeline.errors import NotFoundError
 
-# `read_range` gives up when nothing has come for this long.
-RANGE_STALL_S = 15.0
 RANGE_CREDIT = 5_000
+# A write to a bucket that is electing its leader is answered by nobody; a lease is competed for
+# with such writes, and 10 s without an answer would be 10 s without a leader.
+KV_TIMEOUT_S = 2.0
 RANGE_BYTES = 16 << 20
 
 
@@ -121,14 +123,14 @@ class JetStreamBroker:
         return await provision.ensure_consumer(self._api, stream, provision.consumer_config(spec))
 
     async def ensure_bucket(
-        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
     ) -> Change:
         """See `Broker.ensure_bucket`."""
         config = provision.bucket_config(name, ttl_s, replicas)
         return await provision.ensure_stream(self._api, config)
 
     async def ensure_object_bucket(
-        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
     ) -> Change:
         """See `Broker.ensure_object_bucket`."""
         config = provision.object_bucket_config(name, ttl_s, replicas)
@@ -137,6 +139,20 @@ class JetStreamBroker:
     async def stream_state(self, stream: str) -> StreamState:
         """See `Broker.stream_state`."""
         return await self._api.stream_state(stream)
+
+    async def stream_status(self, stream: str) -> StreamStatus:
+        """See `Broker.stream_status`."""
+        return await self._api.stream_status(stream)
+
+    async def limit_stream(
+        self, stream: str, *, subjects: tuple[str, ...], max_bytes: int | None
+    ) -> None:
+        """See `Broker.limit_stream`."""
+        await provision.limit_stream(self._api, stream, subjects, max_bytes)
+
+    async def consumer_floors(self, stream: str) -> dict[str, int]:
+        """See `Broker.consumer_floors`."""
+        return await self._api.consumer_floors(stream)
 
     async def time_ns(self, stream: str) -> int:
         """See `Broker.time_ns`."""
@@ -183,7 +199,7 @@ class JetStreamBroker:
     async def _publish_now(
         self, subject: str, data: bytes, headers: dict[str, str] | None
     ) -> PubAck:
-        return await self.publish(subject, data, headers=headers)
+        return await self.publish(subject, data, headers=headers, timeout_s=KV_TIMEOUT_S)
 
     def ordered_publisher(self, stream: str) -> OrderedPublisher:
         """See `Broker.ordered_publisher`."""
@@ -261,33 +277,13 @@ class JetStreamBroker:
         )  # fmt: skip
         await self._started(reader)
         try:
-            await self._until_done(done, reader, stream, found)
+            await until_done(
+                self._api, done, reader, found,
+                stream=stream, filter=filter, start_seq=start_seq, end=end,
+            )  # fmt: skip
         finally:
             await reader.stop()
         return found
-
-    async def _until_done(
-        self, done: asyncio.Event, reader: Reader, stream: str, found: list[Message]
-    ) -> None:
-        waiting: asyncio.Task[Any] = asyncio.ensure_future(done.wait())
-        try:
-            while not done.is_set():
-                before = len(found)
-                await asyncio.wait(
-                    [waiting, reader.failed],
-                    timeout=RANGE_STALL_S,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if reader.failed.done():
-                    reader.failed.result()
-                if not done.is_set() and len(found) == before:
-                    raise BrokerUnavailableError(
-                        f"reading stream {stream!r} has stalled for {RANGE_STALL_S:g} s; expected "
-                        "the broker to deliver; try again when it is up",
-                        stream=stream,
-                    )
-        finally:
-            waiting.cancel()
 
     async def get_message(self, stream: str, stream_seq: int) -> Message:
         """See `Broker.get_message`."""

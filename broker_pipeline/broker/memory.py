@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from broker_pipeline.broker import headers as header_blocks
 from broker_pipeline.broker.memory_keys import MemoryKeys
@@ -30,13 +31,13 @@ from broker_pipeline.broker.port import (
     PubAck,
     StreamSpec,
     StreamState,
+    StreamStatus,
     Subscription,
 )
 from broker_pipeline.broker.subjects import matcher
 from broker_pipeline.errors import (
     BrokerError,
     ConnectionLostError,
-    NotFoundError,
     PublishRefusedError,
 )
 
@@ -153,7 +154,7 @@ class MemoryBroker(MemoryKeys, MemoryObjects):
         return Change.UPDATED
 
     async def ensure_bucket(
-        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
     ) -> Change:
         """See `Broker.ensure_bucket`; there is one replica whatever `replicas` says."""
         return ensure_bucket(self.server().buckets, name, ttl_s)
@@ -161,6 +162,23 @@ class MemoryBroker(MemoryKeys, MemoryObjects):
     async def stream_state(self, stream: str) -> StreamState:
         """See `Broker.stream_state`."""
         return self.server().stream(stream).state
+
+    async def stream_status(self, stream: str) -> StreamStatus:
+        """See `Broker.stream_status`."""
+        found = self.server().stream(stream)
+        return StreamStatus(found.state, found.spec.subjects, found.spec.max_bytes)
+
+    async def limit_stream(
+        self, stream: str, *, subjects: tuple[str, ...], max_bytes: int | None
+    ) -> None:
+        """See `Broker.limit_stream`."""
+        spec = self.server().stream(stream).spec
+        self._server.ensure(replace(spec, subjects=subjects, max_bytes=max_bytes))
+
+    async def consumer_floors(self, stream: str) -> dict[str, int]:
+        """See `Broker.consumer_floors`."""
+        found = self.server().stream(stream)
+        return {name: found.floor(name) for name in found.consumers}
 
     async def time_ns(self, stream: str) -> int:
         """See `Broker.time_ns`."""
@@ -258,15 +276,8 @@ class MemoryBroker(MemoryKeys, MemoryObjects):
         """See `Broker.consume`."""
         server = self.server()
         found = server.stream(stream)
-        if consumer not in found.consumers:
-            raise NotFoundError(
-                f"stream {stream!r} has no consumer {consumer!r}; expected one of "
-                f"{sorted(found.consumers)!r}; provision it first",
-                stream=stream,
-                consumer=consumer,
-            )
         subscription = MemorySubscription(
-            server.pump, found, handler, credit, consumer=found.consumers[consumer]
+            server.pump, found, handler, credit, consumer=found.consumer(consumer)
         )
         return self._opened(subscription)
 

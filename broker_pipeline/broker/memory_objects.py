@@ -18,7 +18,7 @@ class MemoryObjects:
     """The part of `MemoryBroker` that has to do with objects."""
 
     async def ensure_object_bucket(
-        self: _Connected, name: str, *, ttl_s: float | None = None, replicas: int = 1
+        self: _Connected, name: str, *, ttl_s: float | None = None, replicas: int | None = None
     ) -> Change:
         """See `Broker.ensure_object_bucket`."""
         return ensure_bucket(self.server().objects, name, ttl_s)

@@ -16,12 +16,12 @@ from broker_pipeline.broker.port import (
     StreamSpec,
     StreamState,
 )
+from broker_pipeline.broker.storage import STREAM_FULL, log_full
 from broker_pipeline.broker.subjects import matcher, overlap, transformer
 from broker_pipeline.core.names import HEADER_MSG_ID
 from broker_pipeline.errors import BrokerError, NotFoundError, PublishRefusedError
 from broker_pipeline.journey import NS
 
-STREAM_FULL = 10077
 NO_RESPONDERS = 503
 # What nats-server's file store adds to each message; so that `max_bytes` means the same here.
 _RECORD_BYTES = 30
@@ -155,12 +155,9 @@ class Stream:
         message = Message(subject, data, fields)
         size = _size(message, block)
         if self.spec.max_bytes is not None and self.bytes + size > self.spec.max_bytes:
-            raise PublishRefusedError(
-                f"the broker refused a message on {subject!r}: maximum bytes exceeded "
-                f"(code {STREAM_FULL}); it is not stored",
-                err_code=STREAM_FULL,
-                subject=subject,
-            )
+            full = log_full(subject, STREAM_FULL, "maximum bytes exceeded")
+            assert full is not None  # it is that code
+            raise full
         self.last_seq += 1
         # The clock is the caller's and may stand still or go back; a stream's times do not.
         self._last_time = max(self._last_time, now_ns)
@@ -187,6 +184,24 @@ class Stream:
         cursor = Cursor(self, filter, start_seq)
         self.cursors.append(cursor)
         return cursor
+
+    def consumer(self, name: str) -> Consumer:
+        """A durable consumer. Raises NotFoundError."""
+        if name not in self.consumers:
+            raise NotFoundError(
+                f"stream {self.spec.name!r} has no consumer {name!r}; expected one of "
+                f"{sorted(self.consumers)!r}; provision it first",
+                stream=self.spec.name,
+                consumer=name,
+            )
+        return self.consumers[name]
+
+    def floor(self, name: str) -> int:
+        """The lowest sequence that a durable consumer needs."""
+        consumer = self.consumer(name)
+        pending = self.messages_from(consumer.cursor.next_seq, consumer.cursor.match)
+        ahead = next((message.stream_seq for message in pending), self.last_seq + 1)
+        return min((*consumer.deadlines, *consumer.again, ahead))
 
     def messages_from(
         self, start_seq: int, match: Callable[[str], object | None]

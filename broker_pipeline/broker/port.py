@@ -33,7 +33,7 @@ class StreamSpec:
             `destination` (NATS subject transform syntax).
         max_bytes: when full it refuses new messages and never drops old ones; None is unbounded.
         duplicate_window_s: how long a `Nats-Msg-Id` is remembered, in seconds.
-        replicas: 1, 3 or 5.
+        replicas: 1, 3 or 5; None: as many as it has, 1 for a new one.
     """
 
     name: str
@@ -41,7 +41,7 @@ class StreamSpec:
     transform: tuple[str, str] | None = None
     max_bytes: int | None = None
     duplicate_window_s: float = 120.0
-    replicas: int = 1
+    replicas: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,15 @@ class StreamState:
     last_seq: int
     messages: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """A stream's extent, and what it takes: see `StreamSpec`."""
+
+    state: StreamState
+    subjects: tuple[str, ...]
+    max_bytes: int | None
 
 
 @dataclass(slots=True)
@@ -177,7 +186,7 @@ class OrderedPublisher(Protocol):
         """
 
     async def close(self) -> None:
-        """Seal, and end."""
+        """Seal unless something was refused before, and end."""
 
 
 class Broker(Protocol):
@@ -199,17 +208,35 @@ class Broker(Protocol):
         """Create the durable consumer or bring it to `spec`."""
 
     async def ensure_bucket(
-        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
     ) -> Change:
-        """Create the bucket; with `ttl_s` its values vanish that long after their last write."""
+        """Create the bucket; with `ttl_s` its values vanish that long after their last write.
+
+        `replicas` is as in `StreamSpec`.
+        """
 
     async def ensure_object_bucket(
-        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
     ) -> Change:
         """Create the bucket of objects; with `ttl_s` they vanish that long after they were put."""
 
     async def stream_state(self, stream: str) -> StreamState:
         """The stream's extent, from its leader. Raises NotFoundError."""
+
+    async def stream_status(self, stream: str) -> StreamStatus:
+        """The stream's extent and what it takes, from its leader. Raises NotFoundError."""
+
+    async def limit_stream(
+        self, stream: str, *, subjects: tuple[str, ...], max_bytes: int | None
+    ) -> None:
+        """Let a stream take these subjects and so many bytes; nothing else of it changes, and what
+        is stored stays, also where it is more. Readers and publishers go on."""
+
+    async def consumer_floors(self, stream: str) -> dict[str, int]:
+        """For each durable consumer the lowest stream sequence that it still needs, now or later.
+
+        Raises NotFoundError where there is no such stream.
+        """
 
     async def time_ns(self, stream: str) -> int:
         """The clock that stamps the stream's messages, ns since the epoch, read at some moment

@@ -11,7 +11,7 @@ import asyncio
 import nats.errors
 
 from broker_pipeline.broker.api import JetStreamApi
-from broker_pipeline.broker.connection import FLUSH_TIMEOUT_S, Connection
+from broker_pipeline.broker.connection import FLUSH_TIMEOUT_S, Connection, cancellable
 from broker_pipeline.broker.port import Presence
 from broker_pipeline.errors import BrokerError
 
@@ -31,9 +31,8 @@ class Presences:
         """See `Broker.be_present`."""
         await self._connection.subscribe(subject, self._asked)
         try:
-            await self._connection.nc.flush(
-                int(FLUSH_TIMEOUT_S)
-            )  # the server knows of it from here on
+            # The server knows of it from here on.
+            await cancellable(self._connection.nc.flush(int(FLUSH_TIMEOUT_S)))
         except (nats.errors.Error, OSError) as error:
             raise self._connection.gone() from error
 

@@ -41,8 +41,7 @@ def stream_config(spec: StreamSpec) -> Config:
         "duplicate_window": int(spec.duplicate_window_s * NS),
         "max_bytes": -1 if spec.max_bytes is None else spec.max_bytes,
         "subject_transform": transform,
-        "num_replicas": spec.replicas,
-    }
+    } | _replication(spec.replicas)
 
 
 def consumer_config(spec: ConsumerSpec) -> Config:
@@ -59,7 +58,7 @@ def consumer_config(spec: ConsumerSpec) -> Config:
     }
 
 
-def bucket_config(name: str, ttl_s: float | None, replicas: int) -> Config:
+def bucket_config(name: str, ttl_s: float | None, replicas: int | None) -> Config:
     """The stream behind a key-value bucket, as the NATS clients lay it out, with a history of 1."""
     return {
         "name": bucket_stream(name),
@@ -73,15 +72,18 @@ def bucket_config(name: str, ttl_s: float | None, replicas: int) -> Config:
         "allow_rollup_hdrs": True,
         "deny_delete": True,
         "allow_direct": True,
-        "num_replicas": replicas,
-    }
+    } | _replication(replicas)
+
+
+def _replication(replicas: int | None) -> Config:
+    return {} if replicas is None else {"num_replicas": replicas}
 
 
 def _bucket_window(ttl_s: float | None) -> int:
     return int(min(BUCKET_DUPLICATE_WINDOW_S, ttl_s or BUCKET_DUPLICATE_WINDOW_S) * NS)
 
 
-def object_bucket_config(name: str, ttl_s: float | None, replicas: int) -> Config:
+def object_bucket_config(name: str, ttl_s: float | None, replicas: int | None) -> Config:
     """The stream behind a bucket of objects, as the NATS clients lay it out."""
     return {
         "name": object_stream(name),
@@ -93,8 +95,7 @@ def object_bucket_config(name: str, ttl_s: float | None, replicas: int) -> Confi
         "duplicate_window": _bucket_window(ttl_s),
         "allow_rollup_hdrs": True,
         "allow_direct": True,
-        "num_replicas": replicas,
-    }
+    } | _replication(replicas)
 
 
 def object_stream(name: str) -> str:
@@ -131,6 +132,15 @@ async def ensure_stream(api: JetStreamApi, wanted: Config) -> Change:
         await api.request(f"STREAM.UPDATE.{name}", found | wanted, StreamInfo)
         return Change.UPDATED
     raise _contended("stream", name)
+
+
+async def limit_stream(
+    api: JetStreamApi, stream: str, subjects: tuple[str, ...], max_bytes: int | None
+) -> None:
+    """Change what a stream takes."""
+    found = (await api.stream_info(stream)).config
+    wanted = {"subjects": list(subjects), "max_bytes": -1 if max_bytes is None else max_bytes}
+    await api.request(f"STREAM.UPDATE.{stream}", found | wanted, StreamInfo)
 
 
 async def ensure_consumer(api: JetStreamApi, stream: str, wanted: Config) -> Change:

@@ -17,7 +17,7 @@ from broker_pipeline.broker.api import UNREADABLE, ApiError
 from broker_pipeline.broker.connection import Connection
 from broker_pipeline.broker.headers import check_size, encode, number, status
 from broker_pipeline.broker.port import PubAck
-from broker_pipeline.broker.storage import not_storing, storage_full
+from broker_pipeline.broker.storage import log_full, not_storing, storage_full
 from broker_pipeline.errors import (
     ConnectionLostError,
     PublishRefusedError,
@@ -262,11 +262,15 @@ def no_stream(subject: str, head: bytes | None) -> PublishRefusedError:
 
 def refusal(subject: str, error: ApiError) -> PublishRefusedError:
     """The error for a message that the broker did not store."""
-    full = storage_full(subject, error.err_code, error.description)
-    return full or PublishRefusedError(
-        f"the broker refused a message on {subject!r}: {error.description} "
-        f"(code {error.err_code}); it is not stored",
-        err_code=error.err_code,
-        subject=subject,
-        description=error.description,
+    told = subject, error.err_code, error.description
+    return (
+        storage_full(*told)
+        or log_full(*told)
+        or PublishRefusedError(
+            f"the broker refused a message on {subject!r}: {error.description} "
+            f"(code {error.err_code}); it is not stored",
+            err_code=error.err_code,
+            subject=subject,
+            description=error.description,
+        )
     )

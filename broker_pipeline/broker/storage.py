@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker_pipeline.errors import NotStoringError, StorageFullError
+from broker_pipeline.errors import LogFullError, NotStoringError, StorageFullError
 
 # By JetStream's error code: what is used up.
 _USED_UP = {
@@ -19,7 +19,7 @@ _USED_UP = {
     10047: "the server's storage (max_file_store) cannot hold that much; raise it",
     10049: "a stream's files cannot be written: the disk is full or failing; make room",
 }
-STORE_FAILED = 10077
+STREAM_FULL = 10077
 _DISK_IS_FULL = "no space left"
 # The same code says that a stream is full, which is no matter of the broker's disk.
 
@@ -34,7 +34,7 @@ WHY_SILENT = (
 def storage_full(subject: str, err_code: int, description: str) -> StorageFullError | None:
     """The error for a refusal for want of room; None for any other refusal."""
     used_up = _USED_UP.get(err_code)
-    if used_up is None and err_code == STORE_FAILED and _DISK_IS_FULL in description:
+    if used_up is None and err_code == STREAM_FULL and _DISK_IS_FULL in description:
         used_up = "the disk is full; make room"
     if used_up is None:
         return None
@@ -42,6 +42,19 @@ def storage_full(subject: str, err_code: int, description: str) -> StorageFullEr
         f"the broker has no room for {subject!r}: {description} (code {err_code}); it is not "
         f"stored; {used_up}, or delete streams that are not needed; everything goes on by itself "
         "when there is room",
+        err_code=err_code,
+        subject=subject,
+        description=description,
+    )
+
+
+def log_full(subject: str, err_code: int, description: str) -> LogFullError | None:
+    """The error for a refusal by a stream that is full; None for any other refusal."""
+    if err_code != STREAM_FULL:
+        return None
+    return LogFullError(
+        f"the broker refused a message on {subject!r}: {description} (code {err_code}); it is not "
+        f"stored; the log is full, and takes messages again by itself when there is room",
         err_code=err_code,
         subject=subject,
         description=description,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
+from broker_pipeline.errors import LogFullError
 from broker_pipeline.journey import Outcome
 
 INTERRUPTED = 130
@@ -78,7 +81,7 @@ def publish(
     async def run(stop: asyncio.Event) -> bool:
         async with (
             connect(url, name="broker-pipeline publish") as client,
-            client.instance(pipeline, instance) as room,
+            client.instance(pipeline, instance, wait_full_s=math.inf, on_full=_once(note)) as room,
         ):
             with progress_bar(sources) as advance:
                 done = await publishing.publish(
@@ -143,6 +146,18 @@ def results(
                     return
 
     run_until_signal(run)
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[LogFullError], None]:
+    """Says that it waits for room, the first time."""
+    told: list[LogFullError] = []
+
+    def on_full(full: LogFullError) -> None:
+        if not told:
+            tell(f"waiting for room: {full}")
+        told[:] = [full]
+
+    return on_full
 
 
 def _speak_utf8() -> None:

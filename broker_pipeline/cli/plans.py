@@ -25,7 +25,16 @@ class Format(StrEnum):
     JSON = "json"
 
 
-def deploy(target: Target, url: Url = DEFAULT_URL) -> None:
+def deploy(
+    target: Target,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=5, help="Keep everything on so many servers.", show_default="as it is, or 1"
+        ),
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
     """Put a pipeline into force, and say what changed. Doing it again changes nothing.
 
     Example: broker-pipeline deploy examples.shout:pipeline
@@ -38,7 +47,7 @@ def deploy(target: Target, url: Url = DEFAULT_URL) -> None:
 
     async def run(_: asyncio.Event) -> None:
         async with connect(url, name="broker-pipeline deploy") as client:
-            say(str(await client.deploy(pipeline)))
+            say(str(await client.deploy(pipeline, replicas)))
 
     run_until_signal(run)
 

@@ -13,6 +13,7 @@ from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.client.deploy import DeployResult, deploy
 from broker_pipeline.client.instance import Instance
+from broker_pipeline.client.producer import OnFull
 from broker_pipeline.client.results import ResultsReader
 from broker_pipeline.core.names import escape_instance
 from broker_pipeline.errors import ClientError
@@ -59,8 +60,12 @@ class Client:
             raise ClientError("the client is not connected; expected `async with connect(...)`")
         return self._url
 
-    async def deploy(self, pipeline: Pipeline) -> DeployResult:
+    async def deploy(self, pipeline: Pipeline, replicas: int | None = None) -> DeployResult:
         """Provision what the pipeline needs and put its plan into force; idempotent.
+
+        Args:
+            replicas: on how many servers of a cluster everything is kept: 1, 3 or 5. None: as it
+                is, 1 for what is new. What all pipelines share is never brought down to 1.
 
         Returns:
             What changed; `str()` of it says so to a person.
@@ -68,18 +73,28 @@ class Client:
         Raises:
             PlanError: packages that run under the deployed plan could not go on under the new one.
         """
-        result = await deploy(self.broker, pipeline)
+        result = await deploy(self.broker, pipeline, replicas)
         if self._server is not None:
             await self._run_here(pipeline)
         return result
 
-    def instance(self, pipeline: Pipeline, name: str) -> Instance:
+    def instance(
+        self,
+        pipeline: Pipeline,
+        name: str,
+        *,
+        wait_full_s: float = 0.0,
+        on_full: OnFull | None = None,
+    ) -> Instance:
         """One stream through the pipeline; use it as `async with`.
 
         Args:
             name: any text of 1 to 128 bytes. Raises ClientError where it is not.
+            wait_full_s: how long a `send` waits when the log is full, before it raises
+                LogFullError; `math.inf`: until there is room, as a pipe does.
+            on_full: is called with that error when a `send` begins to wait.
         """
-        return Instance(self.broker, pipeline, name)
+        return Instance(self.broker, pipeline, name, wait_full_s=wait_full_s, on_full=on_full)
 
     def results(
         self,

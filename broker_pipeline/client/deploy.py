@@ -14,6 +14,7 @@ from broker_pipeline.core.names import (
     Subjects,
     attempts_bucket,
     ingress_subject,
+    log_subjects,
     module_bucket,
     object_bucket,
     plan_key,
@@ -29,14 +30,17 @@ from broker_pipeline.core.plan import (
     moved_queues,
     unfollowable,
 )
+from broker_pipeline.core.retention import MESSAGES_MIN, should_be_open
 from broker_pipeline.errors import NotFoundError, PlanError
 from broker_pipeline.journey import NS
 from broker_pipeline.pipeline import Pipeline
 
 SHARD = 0
 """The only shard, so far."""
-STATE_IDLE_FACTOR = 2
-"""Module states outlive their instance by as much as it may be idle: nobody can need them then."""
+STATE_IDLE_FACTOR = 24
+"""Module states are kept for so many times as long as their instance may be idle (4 hours by the
+default): the log that they were computed from may be purged, while an instance goes on without
+storing a state, because all its packages end before."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,31 @@ class DeployResult:
         return f"pipeline {self.pipeline!r} is deployed:{lines}"
 
 
-async def deploy(broker: Broker, pipeline: Pipeline) -> DeployResult:
+async def deploy(broker: Broker, pipeline: Pipeline, replicas: int | None = None) -> DeployResult:
     """Provision what the pipeline needs and put its plan into force; idempotent.
+
+    Args:
+        replicas: on how many servers everything is kept: 1, 3 or 5. None: as it is, 1 for what is
+            new. What all pipelines share is never brought down to 1.
 
     Raises:
         PlanError: packages that run under the deployed plan could not go on under the new one;
             nothing was changed.
     """
     plan = compile_plan(pipeline)
+    _require_size(broker, plan)
     changes = _Changes()
-    changes.note(f"bucket {STATE_BUCKET}", await broker.ensure_bucket(STATE_BUCKET))
+    shared = None if replicas == 1 else replicas
+    state = await broker.ensure_bucket(STATE_BUCKET, replicas=shared)
+    changes.note(f"bucket {STATE_BUCKET}", state)
+    leases = await broker.ensure_bucket(LEASE_BUCKET, ttl_s=LEASE_TTL_S, replicas=shared)
+    changes.note(f"bucket {LEASE_BUCKET}", leases)
     deployed = await deployed_plan(broker, pipeline.name)
     if deployed is None:
         await _forget_older_log(broker, pipeline.name)
     else:
         _require_followable(deployed, plan)
-    await _provision(broker, plan, changes)
+    await _provision(broker, plan, replicas, changes)
     if deployed != plan:
         # In this order: a crash in between repeats the event, which changes nothing.
         await broker.publish(Subjects(plan.pipeline, SHARD).plan, plan.to_bytes())
@@ -186,29 +199,60 @@ async def _forget_older_log(broker: Broker, pipeline: str) -> None:
                 await broker.kv_delete(bucket, key)
 
 
-async def _provision(broker: Broker, plan: Plan, changes: _Changes) -> None:
+async def _limits(broker: Broker, plan: Plan) -> tuple[tuple[str, ...], int | None]:
+    """What the log is to take, and how many bytes: while it is closed for producers as it is, for
+    that is the leader's to change (ADR 12). Nor does a bound come before the plan with it where the
+    log is larger already: it would refuse that very plan, and everybody's work."""
+    wanted = log_subjects(plan.pipeline, SHARD)
+    try:
+        status = await broker.stream_status(stream_name(plan.pipeline, SHARD))
+    except NotFoundError:
+        return wanted, plan.log_bytes_max
+    if set(wanted) <= set(status.subjects):
+        fits = should_be_open(plan.log_bytes_max, status.state.bytes, is_open=True)
+        return wanted, plan.log_bytes_max if fits else status.max_bytes
+    return log_subjects(plan.pipeline, SHARD, ingress=False), status.max_bytes
+
+
+def _require_size(broker: Broker, plan: Plan) -> None:
+    least = MESSAGES_MIN * broker.max_payload
+    if plan.log_bytes_max is not None and plan.log_bytes_max < least:
+        raise PlanError(
+            f"log_bytes_max of pipeline {plan.pipeline!r} is {plan.log_bytes_max}; expected at "
+            f"least {least}: {MESSAGES_MIN} of the largest messages that the broker takes "
+            f"(max_payload, {broker.max_payload} bytes)",
+            pipeline=plan.pipeline,
+            log_bytes_max=plan.log_bytes_max,
+        )
+
+
+async def _provision(broker: Broker, plan: Plan, replicas: int | None, changes: _Changes) -> None:
     name = plan.pipeline
     subjects = Subjects(name, SHARD)
     log = stream_name(name, SHARD)
-    snapshots = StreamSpec(snapshot_stream(name, SHARD), (snapshot_subject(name, SHARD),))
-    changes.note(f"stream {snapshots.name}", await broker.ensure_stream(snapshots))
-    changes.note(
-        f"bucket {LEASE_BUCKET}", await broker.ensure_bucket(LEASE_BUCKET, ttl_s=LEASE_TTL_S)
+    snapshots = StreamSpec(
+        snapshot_stream(name, SHARD), (snapshot_subject(name, SHARD),), replicas=replicas
     )
+    changes.note(f"stream {snapshots.name}", await broker.ensure_stream(snapshots))
     kept_s = STATE_IDLE_FACTOR * plan.instance_idle_ns / NS
     states = module_bucket(name)
-    changes.note(f"bucket {states}", await broker.ensure_bucket(states, ttl_s=kept_s))
+    change = await broker.ensure_bucket(states, ttl_s=kept_s, replicas=replicas)
+    changes.note(f"bucket {states}", change)
     if any(phase.stateful for controller in plan.controllers for phase in controller.phases):
         objects = object_bucket(name)
-        change = await broker.ensure_object_bucket(objects, ttl_s=kept_s)
+        change = await broker.ensure_object_bucket(objects, ttl_s=kept_s, replicas=replicas)
         changes.note(f"object bucket {objects}", change)
     attempts = attempts_bucket(name)
-    change = await broker.ensure_bucket(attempts, ttl_s=ATTEMPTS_TTL_S)
+    change = await broker.ensure_bucket(attempts, ttl_s=ATTEMPTS_TTL_S, replicas=replicas)
     changes.note(f"bucket {attempts}", change)
     # The log comes after what its readers need: who finds the log finds the rest.
-    ingress = ingress_subject(name, "*")
+    taken, size = await _limits(broker, plan)
     spec = StreamSpec(
-        log, (f"{subjects.prefix}>", ingress), (ingress, subjects.arrival("{{wildcard(1)}}"))
+        log,
+        taken,
+        (ingress_subject(name, "*"), subjects.arrival("{{wildcard(1)}}")),
+        max_bytes=size,
+        replicas=replicas,
     )
     changes.note(f"stream {log}", await broker.ensure_stream(spec))
     for controller in plan.controllers:

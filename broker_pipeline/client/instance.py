@@ -21,7 +21,7 @@ from broker_pipeline import codecs
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.client.deploy import SHARD, require_deployed
 from broker_pipeline.client.pipelining import each_in_order
-from broker_pipeline.client.producer import RENEW_AFTER_S, Producer
+from broker_pipeline.client.producer import RENEW_AFTER_S, Log, OnFull, Producer
 from broker_pipeline.client.results import ResultsReader
 from broker_pipeline.client.sent import SentPackages
 from broker_pipeline.core.names import (
@@ -55,7 +55,14 @@ class Instance:
     """
 
     def __init__(
-        self, broker: Broker, pipeline: Pipeline, name: str, *, timeout_s: float = TIMEOUT_S
+        self,
+        broker: Broker,
+        pipeline: Pipeline,
+        name: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        wait_full_s: float = 0.0,
+        on_full: OnFull | None = None,
     ) -> None:
         self.name = name
         self._broker = broker
@@ -63,10 +70,12 @@ class Instance:
         self._token = escape_instance(name)
         self._stream = stream_name(pipeline.name, SHARD)
         self._subject = ingress_subject(pipeline.name, self._token)
+        self._log = Log(self._stream, wait_full_s, on_full)
         self._producer = Producer(
             broker,
             self._subject,
             timeout_s=timeout_s,
+            log=self._log,
             renew_after_s=min(RENEW_AFTER_S, pipeline.instance_idle_s / 2),
         )
         self._reader = ResultsReader(broker, pipeline, self._token)
@@ -98,7 +107,8 @@ class Instance:
         Raises:
             PayloadTooLargeError: over the broker's limit; nothing was sent.
             PayloadError: `data` cannot be encoded; nothing was sent.
-            PublishRefusedError: the broker did not store it.
+            LogFullError: the log is full, and was so for `wait_full_s`; it is not stored.
+            PublishRefusedError: the broker did not store it for another reason.
             PublishTimeoutError: whether it is stored is not known.
             ConnectionLostError: there was no connection; it is not stored.
         """
@@ -141,7 +151,7 @@ class Instance:
             return
         self._is_closed = True
         await self._producer.settled()
-        closing = Producer(self._broker, self._subject, timeout_s=TIMEOUT_S)
+        closing = Producer(self._broker, self._subject, timeout_s=TIMEOUT_S, log=self._log)
         await closing.send(b"", {HEADER_CONTROL: CONTROL_CLOSE})
         self._start(self._find_end(), "end")
 

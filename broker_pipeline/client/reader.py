@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 
 from broker_pipeline.broker.port import Broker, Message, Subscription
-from broker_pipeline.errors import ClientError
+from broker_pipeline.errors import ClientError, HistoryPurgedError
 
 CREDIT = 500
 """Messages asked of the broker at once; so many more may arrive after reading has paused."""
@@ -38,9 +38,11 @@ class Reader:
         self._filter = filter
         self._read_until = start_seq - 1
         self._end = end
+        self._paused_at = 0
         self._waiting: deque[Message] = deque()
         self._waiting_bytes = 0
         self._paused = False
+        self._resumed = False
         self._closed = False
         self._wake = asyncio.Event()
         self._subscription: Subscription | None = None
@@ -63,6 +65,9 @@ class Reader:
             last: int | None = None
             while True:
                 self._set_pace(subscription)
+                if self._resumed:
+                    self._resumed = False
+                    await self._require_history()
                 if self._waiting:
                     message = self._waiting.popleft()
                     self._waiting_bytes -= len(message.data)
@@ -106,8 +111,21 @@ class Reader:
             self._paused = True
             subscription.set_credit(0)
         elif self._paused and full <= 0.5:
-            self._paused = False
+            self._paused_at = self._read_until
+            self._paused, self._resumed = False, True
             subscription.set_credit(CREDIT)
+
+    async def _require_history(self) -> None:
+        """Raises HistoryPurgedError where the log was purged past what was read, in the pause."""
+        state = await self._broker.stream_state(self._stream)
+        if state.first_seq > self._paused_at + 1:
+            raise HistoryPurgedError(
+                f"results were read too slowly: the log begins at {state.first_seq} by now, and "
+                f"they were read up to {self._paused_at}; some may be gone: start at 'beginning', "
+                f"read faster, or keep more: replay_window_s, log_bytes_max",
+                first_seq=state.first_seq,
+                read_until=self._paused_at,
+            )
 
     def _is_beyond_end(self, message: Message) -> bool:
         end = self._end

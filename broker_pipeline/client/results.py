@@ -18,7 +18,12 @@ from broker_pipeline.core.names import (
     emission_id,
     stream_name,
 )
-from broker_pipeline.errors import ClientError, MalformedPackageError, NotFoundError
+from broker_pipeline.errors import (
+    ClientError,
+    HistoryPurgedError,
+    MalformedPackageError,
+    NotFoundError,
+)
 from broker_pipeline.journey import Outcome
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Pipeline
@@ -95,14 +100,22 @@ class ResultsReader:
         """Where to begin: the stream sequence, and the package to skip up to, or 0."""
         state = await require_deployed(self.broker, self.pipeline.name)
         if start == "beginning":
-            return 1, 0
+            return state.first_seq, 0
         if start == "opened" and self.opened_seq:
+            if state.first_seq > self.opened_seq:
+                raise HistoryPurgedError(
+                    f"what left since this object was entered is not all in the log any more: it "
+                    f"begins at {state.first_seq}, and the object was entered at "
+                    f"{self.opened_seq}; start at 'beginning' or 'now', or keep more: "
+                    f"replay_window_s, log_bytes_max",
+                    first_seq=state.first_seq,
+                )
             return self.opened_seq, 0
         if start == "now":
             return state.last_seq + 1, 0
         package_id = self._parse(start)
         await self._require_known(start, package_id, state)
-        return package_id + 1, package_id
+        return max(package_id + 1, state.first_seq), package_id
 
     def _parse(self, start: str) -> int:
         name, shard, digits = ([*start.split("/"), "", ""])[:3]

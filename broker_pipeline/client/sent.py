@@ -6,6 +6,7 @@ import asyncio
 
 from broker_pipeline.broker.port import Broker, Message
 from broker_pipeline.core.names import HEADER_MSG_ID, emission_id
+from broker_pipeline.errors import HistoryPurgedError
 
 LOOK_AT = 10_000
 """Packages of which nobody has seen that they left; with more, the log is asked."""
@@ -24,6 +25,7 @@ class SentPackages:
         self._results = results
         self._inside: set[int] = set()
         self._last_left = 0
+        self._untold = 0
         self._look_at = LOOK_AT
         self._settling = asyncio.Lock()
 
@@ -46,6 +48,15 @@ class SentPackages:
     async def all_left(self) -> int:
         """Wait until everything that was added has left; the stream sequence of the last."""
         if self._inside:
+            await self._look()
+        if self._untold:
+            raise HistoryPurgedError(
+                f"whether {self._untold} packages have left is not in the log any more; expected "
+                f"their results to be read while it has them: read results as they come, or keep "
+                f"more: replay_window_s, log_bytes_max",
+                packages=self._untold,
+            )
+        if self._inside:
             await self._watch()
         return self._last_left
 
@@ -53,10 +64,15 @@ class SentPackages:
         """Drop what has left already. So many that are inside are remembered, and no more."""
         known = {emission_id(package_id): package_id for package_id in self._inside}
         start = min(self._inside) + 1
+        first_seq = (await self._broker.stream_state(self._stream)).first_seq
         for message in await self._broker.read_range(
             self._stream, self._results, start_seq=start, headers_only=True
         ):
             self._note(known, message)
+        # Of these the log does not say any more whether they have left.
+        purged = {package_id for package_id in self._inside if package_id < first_seq}
+        self._inside -= purged
+        self._untold += len(purged)
         self._look_at = max(LOOK_AT, 2 * len(self._inside))
 
     async def _watch(self) -> None:

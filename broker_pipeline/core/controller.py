@@ -15,6 +15,8 @@ from broker_pipeline.core.release import RULES, AnyRelease, InOrder, Leaving
 from broker_pipeline.journey import Mode, Outcome
 
 _sequence = attrgetter("sequence")
+STATELESS = -1
+"""In `ControllerState.stored`: the phase has no state."""
 
 
 class Ticket(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -40,6 +42,7 @@ class ControllerSnapshot(msgspec.Struct, frozen=True, array_like=True):
     waiting: list[Ticket]
     release: AnyRelease
     reached: list[int]
+    stored: list[int] = []
 
 
 class ControllerState:
@@ -53,9 +56,11 @@ class ControllerState:
         release: the mode's rule, with what it holds back.
         reached: for each phase the last sequence id that went through it, and did not end there
             as ERROR or OUTDATED: those leave no trace in a state (NOT_PARALLEL only).
+        stored: for each phase the stream sequence of the input after which its state is known to
+            be stored, 0 for none, STATELESS where it has no state (NOT_PARALLEL only).
     """
 
-    __slots__ = ("in_flight", "next_sequence", "reached", "release", "waiting")
+    __slots__ = ("in_flight", "next_sequence", "reached", "release", "stored", "waiting")
 
     def __init__(self, rules: ControllerPlan) -> None:
         self.next_sequence = 1
@@ -64,6 +69,7 @@ class ControllerState:
         self.release: AnyRelease = RULES[rules.mode]()
         stateful = rules.mode is Mode.NOT_PARALLEL
         self.reached = [0] * len(rules.phases) if stateful else []
+        self.stored = _none_stored(rules)
 
     @property
     def inside(self) -> int:
@@ -95,18 +101,24 @@ class ControllerState:
             overflow.append(self.waiting.popleft())
         return None, overflow
 
-    def complete(self, sequence: int, package_id: int, phases: int) -> bool:
+    def complete(
+        self, sequence: int, package_id: int, phases: int, states: tuple[int, ...] = ()
+    ) -> bool:
         """A package came back; False where none of that number is in flight (a repeat).
 
         Args:
             phases: how many phases it went through, but for one that ended as ERROR or OUTDATED:
                 their states changed.
+            states: for each phase the input after which its state is known to be stored.
         """
         if self.in_flight.get(sequence) != package_id:
             return False
         del self.in_flight[sequence]
         for index in range(min(phases, len(self.reached))):
             self.reached[index] = sequence
+        for index, stream_seq in enumerate(states[: len(self.stored)]):
+            if stream_seq > self.stored[index] >= 0:
+                self.stored[index] = stream_seq
         return True
 
     def refuse(self, package: PackageRef, time: int, stamps: tuple[Stamp, ...]) -> Ticket:
@@ -166,6 +178,16 @@ class ControllerState:
         """The lowest stream sequence whose bytes are needed again; None where none is."""
         return min((package.source for _, package in self.waiting_packages()), default=None)
 
+    def oldest_state_input(self, epoch: int) -> int | None:
+        """From which stream sequence on the log is needed to compute the states again, in the life
+        that began with `epoch`; None where there are none."""
+        floors = [
+            stream_seq + 1 if stream_seq else epoch
+            for stream_seq, reached in zip(self.stored, self.reached, strict=True)
+            if stream_seq != STATELESS and (reached or self.in_flight)
+        ]
+        return min(floors, default=None)
+
     def dump(self) -> ControllerSnapshot:
         """As it is stored."""
         return ControllerSnapshot(
@@ -174,10 +196,11 @@ class ControllerState:
             list(self.waiting or ()),
             self.release,
             self.reached,
+            self.stored,
         )
 
     @classmethod
-    def load(cls, stored: ControllerSnapshot) -> ControllerState:
+    def load(cls, rules: ControllerPlan, stored: ControllerSnapshot) -> ControllerState:
         """From what was stored."""
         state = cls.__new__(cls)
         state.next_sequence = stored.next_sequence
@@ -185,4 +208,13 @@ class ControllerState:
         state.waiting = deque(stored.waiting) if stored.waiting else None
         state.release = stored.release
         state.reached = stored.reached
+        # A snapshot of an older version says nothing of it: then all is needed.
+        state.stored = stored.stored or _none_stored(rules)
         return state
+
+
+def _none_stored(rules: ControllerPlan) -> list[int]:
+    """No state of any phase is known to be stored."""
+    if rules.mode is not Mode.NOT_PARALLEL:
+        return []
+    return [0 if phase.stateful else STATELESS for phase in rules.phases]

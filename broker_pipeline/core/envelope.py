@@ -32,9 +32,10 @@ from broker_pipeline.core.names import (
 )
 from broker_pipeline.core.plan import VERSION_MAX, Plan
 from broker_pipeline.errors import MalformedPackageError, NewerVersionError, PlanError
-from broker_pipeline.journey import MODE_TO_PB, STATUS_TO_PB, Outcome, Status, outcome_of
+from broker_pipeline.journey import MODE_TO_PB, STATUS_TO_PB, Mode, Outcome, Status, outcome_of
 from broker_pipeline.package import CONTENT_TYPE, parse_envelope
 
+_NOT_PARALLEL = MODE_TO_PB[Mode.NOT_PARALLEL]
 _RUNNING = STATUS_TO_PB[Status.RUNNING]
 _ERROR = STATUS_TO_PB[Status.ERROR]
 _TOO_LONG = f"the name of an instance has more than {INSTANCE_BYTES_MAX} bytes"
@@ -191,6 +192,9 @@ def _completion(
         outcome,
         len(record.phases),
         envelope.start_time_ns,
+        tuple([phase.state_stream_seq for phase in record.phases])
+        if record.mode == _NOT_PARALLEL
+        else (),
     ), envelope
 
 

@@ -56,6 +56,7 @@ class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="don
             it because it was too old.
         phases: how many of the controller's phases it reached.
         arrived: when the package arrived at the pipeline, ns; 0 where that is not known.
+        states: for each phase the input after which its state is known to be stored; 0: none.
     """
 
     stream_seq: int
@@ -68,6 +69,7 @@ class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="don
     outcome: Outcome
     phases: int
     arrived: int = 0
+    states: tuple[int, ...] = ()
 
 
 class Ticked(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="tick"):

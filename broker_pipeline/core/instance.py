@@ -86,13 +86,13 @@ class InstanceState:
         return next((name for name in others if not self.producers[name].held), others[0])
 
     def oldest_source(self) -> int | None:
-        """The lowest stream sequence whose bytes are needed again; None where none is."""
+        """The lowest stream sequence whose bytes are needed again, to publish them or to compute a
+        state from them; None where none is."""
         sources = [held.stream_seq for p in self.producers.values() for held in p.held.values()]
         sources += [event.stream_seq for event in self.parked]
         for state in self.controllers:
-            oldest = state.oldest_source()
-            if oldest is not None:
-                sources.append(oldest)
+            floors = (state.oldest_source(), state.oldest_state_input(self.epoch))
+            sources += [floor for floor in floors if floor is not None]
         return min(sources, default=None)
 
     def dump(self) -> InstanceSnapshot:
@@ -119,8 +119,8 @@ class InstanceState:
         instance.active = stored.active
         instance.closing = stored.closing
         instance.controllers = [
-            ControllerState.load(state)
-            for _, state in zip(plan.controllers, stored.controllers, strict=True)
+            ControllerState.load(rules, state)
+            for rules, state in zip(plan.controllers, stored.controllers, strict=True)
         ]
         instance.producers = stored.producers
         instance.parked = stored.parked

@@ -116,8 +116,8 @@ class Machine:
 
     def rebuild_ages(self) -> None:
         """Watch what waits; for a machine whose state was loaded, or whose plan has changed."""
-        if self.plan is not None:
-            self.ages.rebuild(self.plan, self.instances)
+        assert self.plan is not None  # without one nothing has come in
+        self.ages.rebuild(self.plan, self.instances)
 
     # -- events ---------------------------------------------------------------------------------
     def _apply(self, event: Event, commands: list[Command]) -> None:
@@ -198,7 +198,7 @@ class Machine:
             return
         state = instance.controllers[index]
         changed = event.phases - (event.outcome in _UNCHANGED)
-        if not state.complete(event.sequence, event.id, changed):
+        if not state.complete(event.sequence, event.id, changed, event.states):
             return
         self._touch(instance)
         package = PackageRef(event.id, 0, event.arrived, event.stream_seq)

@@ -171,6 +171,12 @@ def ingress_subject(pipeline: str, token: str) -> str:
     return f"bp.{pipeline}.in.{token}"
 
 
+def log_subjects(pipeline: str, shard: int = 0, *, ingress: bool = True) -> tuple[str, ...]:
+    """What a shard's log stores; without `ingress` no producer's packages."""
+    own = f"bp.{pipeline}.{shard}.>"
+    return (own, ingress_subject(pipeline, "*")) if ingress else (own,)
+
+
 def stream_name(pipeline: str, shard: int = 0) -> str:
     """The stream that is a shard's log."""
     return f"BP_{pipeline}_{shard}"

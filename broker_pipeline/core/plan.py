@@ -79,6 +79,8 @@ class Plan(msgspec.Struct, frozen=True):
     controllers: Annotated[tuple[ControllerPlan, ...], msgspec.Meta(min_length=1)]
     instance_idle_ns: _Positive
     producer_gap_ns: _Positive
+    replay_window_ns: _Positive = 3600 * NS
+    log_bytes_max: _Positive | None = None
     version: _Positive = VERSION
 
     def to_bytes(self) -> bytes:
@@ -178,6 +180,8 @@ def compile_plan(pipeline: Pipeline) -> Plan:
         controllers=controllers,
         instance_idle_ns=int(pipeline.instance_idle_s * NS),
         producer_gap_ns=int(pipeline.producer_gap_s * NS),
+        replay_window_ns=int(pipeline.replay_window_s * NS),
+        log_bytes_max=pipeline.log_bytes_max,
         version=LANES_AND_AGES if newer else VERSION,
     )
 

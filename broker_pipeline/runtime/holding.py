@@ -1,7 +1,8 @@
 """Results that the broker has no room for: held, and published again until it has.
 
 A result that is given up is computed again when the broker redelivers its package, and each
-delivery counts: while a disk is full, packages would become poison with nothing wrong about them.
+delivery counts: while a disk or the log is full, packages would become poison with nothing wrong
+about them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from broker_pipeline.broker.port import PubAck
-from broker_pipeline.errors import BrokerError, NotStoringError, StorageFullError
+from broker_pipeline.errors import BrokerError, LogFullError, NotStoringError, StorageFullError
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Holding:
             send: publishes it once more, under the same message id.
             ended: takes the ack, or what failed for another reason.
         """
-        if not isinstance(error, StorageFullError | NotStoringError):
+        if not isinstance(error, StorageFullError | NotStoringError | LogFullError):
             return False
         self._held.append((send, ended))
         if self._publishing is None or self._publishing.done():
@@ -65,7 +66,7 @@ class Holding:
             ack = await _outcome(send)
             error = ack.exception()
             if isinstance(error, BrokerError) and error.retriable:
-                delay = min(RETRY_MAX_S, delay * 2)
+                delay = min(RETRY_MAX_S, max(RETRY_MIN_S, delay * 2))
                 continue
             self._held.popleft()
             ended(ack)

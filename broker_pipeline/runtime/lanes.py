@@ -80,6 +80,7 @@ class Lanes:
         self._wanted = 0
         self._each = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._giving: asyncio.Future[None] | None = None
         self._stopped = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -104,7 +105,9 @@ class Lanes:
             (self._look, LOOK_S, "look for lanes of"),
         ):
             tending = self._again_and_again(work, every_s)
-            self._tasks.append(loop.create_task(tending, name=f"{what} {name}"))
+            task = loop.create_task(tending, name=f"{what} {name}")
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
         return self
 
     def set_credit(self, messages: int) -> None:
@@ -120,8 +123,9 @@ class Lanes:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        ending = [*self._tasks, self._giving] if self._giving is not None else self._tasks
+        if ending:
+            await asyncio.wait(ending)
         with contextlib.suppress(BrokerPipelineError, TimeoutError):
             async with asyncio.timeout(LEAVE_S):
                 await self._broker.kv_erase(LEASE_BUCKET, self._members + self._name)
@@ -168,7 +172,9 @@ class Lanes:
                 raise error
         if lost:
             await self._end(lost)
-            await self._give_back(self._is_anothers)
+            # Not cut off half-way by `stop`: who is given back to nobody waits for his ack_wait.
+            self._giving = asyncio.ensure_future(self._give_back(self._is_anothers))
+            await asyncio.shield(self._giving)
             for token in self._states.tokens():
                 await self.let_go_of_another(token)
 
@@ -197,13 +203,13 @@ class Lanes:
         self._pulled[lane] = subscription
         if asked != self._each:  # it has changed meanwhile, and may never again
             subscription.set_credit(self._each)
-        subscription.failed.add_done_callback(self._lane_failed)
+        subscription.failed.add_done_callback(self._ended)
 
     async def _end(self, lanes: Iterable[int]) -> None:
         ending = [self._pulled.pop(lane) for lane in sorted(lanes)]
         await asyncio.gather(*(each.stop() for each in ending))
 
-    def _lane_failed(self, ended: asyncio.Future[None]) -> None:
+    def _ended(self, ended: asyncio.Future[None]) -> None:
         if not ended.cancelled() and (error := ended.exception()) is not None:
             self._fail(error)
 

@@ -21,19 +21,16 @@ class Reference(msgspec.Struct, frozen=True):
     """What a key holds instead of a large state. It is a map, where a state is an array: a program
     that does not know it finds it unreadable and computes the state from the log.
 
-    What the object holds says itself which state it is, and the broker checks its digest; so one
-    that was written after this is as good.
+    The broker checks the object's digest.
+
+    Attributes:
+        object: its name.
+        epoch, sequence: which state it is; 0 where an older program has written it.
     """
 
     object: str
-
-
-def referred(value: bytes) -> str | None:
-    """The object that a key's value refers to; None where it is no reference."""
-    try:
-        return msgspec.msgpack.decode(value, type=Reference).object
-    except (msgspec.MsgspecError, ValueError):
-        return None
+    epoch: int = 0
+    sequence: int = 0
 
 
 class LargeStates:
@@ -72,3 +69,7 @@ class LargeStates:
         if found is None:
             log.warning("the stored state %s is gone, it is computed from the log", key)
         return found
+
+    async def delete(self, key: str) -> None:
+        """Delete one that nothing refers to any more."""
+        await self._broker.object_delete(self._bucket, key)

@@ -19,11 +19,12 @@ from broker_pipeline.core.commands import Command
 from broker_pipeline.core.envelope import Ignored, message_of, read_event, write
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.names import HEADER_MSG_ID, Subjects, stream_name
-from broker_pipeline.errors import PayloadTooLargeError
+from broker_pipeline.errors import LeadershipLostError, PayloadTooLargeError, SnapshotError
 from broker_pipeline.journey import NS
 from broker_pipeline.runtime.lifecycle import unless_stopped
 from broker_pipeline.runtime.oversize import instead
 from broker_pipeline.runtime.payloads import WaitingMessages
+from broker_pipeline.runtime.retention import Retention
 from broker_pipeline.runtime.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class Leader:
         broker: a connection of its own that never reconnects.
         now_ns: the wall clock, for guessing when a tick is due; decisions do not depend on it.
         ready: called when the leader knows what its predecessor published, and goes on from there.
+        is_held: whether the lease is: what was read while it was not may have gaps, which another
+            leader has purged.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Leader:
         *,
         now_ns: Callable[[], int],
         ready: Callable[[Leader], None] = lambda leader: None,
+        is_held: Callable[[], bool] = lambda: True,
     ) -> None:
         self.pipeline = pipeline
         self.shard = shard
@@ -70,10 +74,12 @@ class Leader:
         self._broker = broker
         self._now_ns = now_ns
         self._ready = ready
+        self._is_held = is_held
         self._subjects = Subjects(pipeline, shard)
         self._stream = stream_name(pipeline, shard)
         self._snapshots = SnapshotStore(broker, pipeline, shard)
         self._waiting = WaitingMessages(broker, self._stream)
+        self._retention = Retention(broker, pipeline, shard, lambda: self.machine)
         self._inbox: deque[Message] = deque()
         self._subscription: Subscription | None = None
         self._paused = False
@@ -98,7 +104,9 @@ class Leader:
             start_seq=self.machine.applied + 1,
             credit=READ_CREDIT,
         )
-        watched = (subscription.failed, publisher.failed, self._broker.lost)
+        await self._require_unpurged()
+        housekeeping = asyncio.create_task(self._retention.run(), name=f"keep {self._stream}")
+        watched = (subscription.failed, publisher.failed, self._broker.lost, housekeeping)
         stopping = asyncio.ensure_future(stop.wait())
         for future in (*watched, stopping):
             future.add_done_callback(lambda _: self._wake.set())
@@ -118,7 +126,7 @@ class Leader:
             await self._finish(publisher)
         finally:
             stopping.cancel()
-            for task in (self._saving, self._ticking):
+            for task in (self._saving, self._ticking, housekeeping):
                 if task is not None:
                     task.cancel()
 
@@ -133,8 +141,28 @@ class Leader:
                 self._stream, kind, start_seq=applied + 1, headers_only=True
             )
             self._published.update(m.headers.get(HEADER_MSG_ID, "") for m in published)
+        self._retention.head = self._snapshots.stored
+        await self._retention.make_room()
+
+    async def _require_unpurged(self) -> None:
+        """Raises LeadershipLostError where events behind the snapshot are gone."""
+        first = (await self._broker.stream_state(self._stream)).first_seq
+        if self.machine.applied == 0 and first > 1:
+            raise SnapshotError(
+                f"the log {self._stream} begins at {first}, and there is no snapshot of what came "
+                f"before: it cannot be gone on from; delete the stream and deploy again",
+                first_seq=first,
+            )
+        if first > self.machine.applied + 1:
+            raise LeadershipLostError(
+                f"the log {self._stream} begins at {first}, and the snapshot ends at "
+                f"{self.machine.applied}: another leader has gone on and purged meanwhile; "
+                f"begin anew",
+                first_seq=first,
+            )
 
     async def _finish(self, publisher: OrderedPublisher) -> None:
+        await publisher.seal()  # not `close` alone, which says nothing of a refusal before it
         await publisher.close()
         if self._saving is not None:
             await self._saving
@@ -160,6 +188,8 @@ class Leader:
 
     async def _apply_inbox(self, publisher: OrderedPublisher) -> None:
         """Apply a part of the inbox, so that the loop sees to its other duties in between."""
+        if self._inbox and not self._is_held():
+            raise LeadershipLostError("the lease is not held any more; begin anew")
         for _ in range(min(APPLY_MAX, len(self._inbox))):
             await self._apply(self._inbox.popleft(), publisher)
 
@@ -290,3 +320,4 @@ class Leader:
     async def _save(self, taken: snapshot.Taken) -> None:
         await self._snapshots.save(taken)
         self._stored_applied = taken.applied
+        self._retention.head = self._snapshots.stored

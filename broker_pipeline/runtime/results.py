@@ -20,6 +20,7 @@ from broker_pipeline.runtime.execution.executor import Finished, Job
 from broker_pipeline.runtime.failures import Failures
 from broker_pipeline.runtime.holding import Holding, Send
 from broker_pipeline.runtime.states import StateKeeper
+from broker_pipeline.runtime.stored_states import ToStore
 
 if TYPE_CHECKING:
     from broker_pipeline.runtime.suspects import Attempt
@@ -35,7 +36,7 @@ class Here:
     def __init__(self, message: Message, token: str, since: float) -> None:
         self.attempt: Attempt | None = None
         self.message = message
-        self.new_state: bytes | None = None
+        self.new_state: ToStore | None = None
         self.token = token
         self.since = since
 
@@ -174,13 +175,12 @@ class Results:
             self._gone(here)
             await self._done(here.token)
 
-    def _store_beside(self, states: StateKeeper, token: str, encoded: bytes) -> None:
+    def _store_beside(self, states: StateKeeper, token: str, new: ToStore) -> None:
         """Store a large state while acks go on; one at a time, a later one will be stored too."""
         if self._storing is not None and not self._storing.done():
-            states.not_stored(token)
             return
         self._storing = asyncio.create_task(
-            self._store_state(token, encoded), name=f"store a state of {self.name}"
+            self._store_state(token, new), name=f"store a state of {self.name}"
         )
 
     def close(self) -> None:
@@ -194,9 +194,9 @@ class Results:
             self._storing.cancel()
             await asyncio.wait((self._storing,))
 
-    async def _store_state(self, token: str, encoded: bytes) -> None:
+    async def _store_state(self, token: str, new: ToStore) -> None:
         assert self._states is not None
         try:
-            await self._states.store(token, encoded)
+            await self._states.store(token, new)
         except BrokerPipelineError as error:
             log.warning("a state of %s was not stored, a later one will be: %s", self.name, error)

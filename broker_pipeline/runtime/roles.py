@@ -138,6 +138,7 @@ async def _lead_or_stand_by(
         shard,
         now_ns=time.time_ns,
         ready=lambda leader: announce(f"leads {pipeline!r} from {leader.machine.applied} on"),
+        is_held=lambda: lease.held,
     )
     try:
         await _while_held(lease, leader.run(stop))

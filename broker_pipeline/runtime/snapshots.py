@@ -33,7 +33,11 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SnapshotStore:
-    """The snapshots of one shard, over one connection."""
+    """The snapshots of one shard, over one connection.
+
+    Attributes:
+        stored: the head of the snapshot that was loaded or saved last; None before the first.
+    """
 
     def __init__(self, broker: Broker, pipeline: str, shard: int) -> None:
         self._broker = broker
@@ -41,6 +45,7 @@ class SnapshotStore:
         self._subject = snapshot_subject(pipeline, shard)
         self._key = snapshot_key(pipeline, shard)
         self._chain = snapshot.Chain()
+        self.stored: snapshot.Head | None = None
         self._places: list[int] = []
         self._revision: int | None = None
         self._purged_below = 0
@@ -72,6 +77,9 @@ class SnapshotStore:
                     raise
                 raise self._damaged(str(error)) from error
             self._places, self._revision = stored.parts, entry.revision
+            # An older program did not count what module states need.
+            oldest = machine.oldest_source() or machine.applied + 1
+            self.stored = msgspec.structs.replace(head, oldest_source=oldest)
             return machine
         return Machine()
 
@@ -100,6 +108,7 @@ class SnapshotStore:
                 f"another leader has stored the snapshot {self._key!r} meanwhile; this one stops"
             )
         self._places, self._revision = places, revision
+        self.stored = snapshot.read_head(taken.head)
         if places[0] > self._purged_below:
             await broker.purge(self._stream, below=places[0])
             self._purged_below = places[0]
@@ -112,7 +121,8 @@ class SnapshotStore:
 
     def _damaged(self, how: str) -> SnapshotError:
         return SnapshotError(
-            f"the snapshot {self._key!r} in bucket {STATE_BUCKET!r} is unreadable ({how}); delete "
-            f"the key to compute the state from the log again",
+            f"the snapshot {self._key!r} in bucket {STATE_BUCKET!r} is unreadable ({how}); where "
+            "nothing of the log was purged, delete the key to compute the state again; else delete "
+            "the stream and deploy again",
             key=self._key,
         )

@@ -26,7 +26,14 @@ from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import StatefulModule, state_type, walk
 from broker_pipeline.package import parse_envelope
 from broker_pipeline.pipeline import Controller, Phase
-from broker_pipeline.runtime.large_states import LargeStates, Reference, referred
+from broker_pipeline.runtime.large_states import LargeStates
+from broker_pipeline.runtime.stored_states import (
+    StateStore,
+    Stored,
+    ToStore,
+    before_the_first,
+    pack,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +56,21 @@ class Held:
         counts: whether the result that they belong to is the one that the log has. Another one may
             be there first: of another worker, or the ERROR of a package that was tried too often.
         large: whether it was larger than a message may be when it was encoded last.
+        to_store: as they are to be stored once the next package says that they count; None where
+            it is not time for that.
+        stored: the input after which states are known to be stored; 0: none is.
     """
 
     __slots__ = (
         "counts",
         "encoded_at",
-        "encoded_sequence",
         "epoch",
         "large",
         "sequence",
         "states",
+        "stored",
         "stream_seq",
+        "to_store",
     )
 
     def __init__(self, epoch: int, sequence: int, stream_seq: int, states: States) -> None:
@@ -70,14 +81,8 @@ class Held:
         self.counts = False
         self.large = False
         self.encoded_at = 0.0
-        self.encoded_sequence = 0
-
-
-class _Stored(msgspec.Struct, frozen=True, array_like=True):
-    epoch: int
-    sequence: int
-    stream_seq: int
-    states: dict[str, bytes]
+        self.to_store: ToStore | None = None
+        self.stored = 0
 
 
 Rerun = Callable[[pb.DataPackage, States], Awaitable[States | None]]
@@ -92,7 +97,6 @@ class StateKeeper:
     ) -> None:
         self._broker = broker
         self._stream = stream_name(pipeline, shard)
-        self._bucket = module_bucket(pipeline)
         self._shard = shard
         self._controller = controller.name
         self._phase = phase.name
@@ -106,7 +110,9 @@ class StateKeeper:
         }
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._large = LargeStates(broker, pipeline)
-        self._limit = broker.max_payload - HEADROOM_BYTES
+        self._store = StateStore(
+            broker, module_bucket(pipeline), self._large, broker.max_payload - HEADROOM_BYTES
+        )
         self._unstorable_said = False
         self.caught_up = 0
 
@@ -135,25 +141,20 @@ class StateKeeper:
         previous = self.previous(envelope)
         stored = await self._load(token, envelope.epoch, previous)
         applied = await self._applied_sequences(token, envelope.epoch, stored.stream_seq + 1)
-        if stored.sequence and stored.sequence not in applied:
-            # A result that came after the log had called the package an ERROR: no state of it.
-            stored = _before_the_first(envelope.epoch)
-            applied = await self._applied_sequences(token, envelope.epoch, stored.stream_seq + 1)
         states = self._decode(stored)
         inputs = await self._inputs(token, envelope, stored)
-        missing = {s for s in applied if stored.sequence < s <= previous} - set(inputs)
-        if missing:
+        chain = [sequence for sequence in sorted(inputs) if sequence in applied]
+        befores = [*(self.previous(inputs[sequence][1]) for sequence in chain), previous]
+        if befores != [stored.sequence, *chain]:  # each names the one before it
             raise StateError(
                 f"the state of {self._phase!r} for instance {envelope.instance!r} before package "
-                f"{envelope.id} needs {len(missing)} inputs that the log does not have any more, "
-                f"the first of sequence {min(missing)}; keep the log for longer than the state is "
-                f"needed, or close the instance to begin anew",
+                f"{envelope.id} needs inputs that the log does not have any more: of those after "
+                f"{stored.sequence} it has {chain[:10]}, up to {previous}; keep the log for longer "
+                f"than the state is needed, or close the instance to begin anew",
                 instance=envelope.instance,
             )
-        for sequence in sorted(inputs):
-            if sequence not in applied:
-                continue  # it ended as ERROR: the state stayed as it was
-            after = await rerun(inputs[sequence], states)
+        for sequence in chain:
+            after = await rerun(inputs[sequence][1], states)
             if after is None:
                 raise StateError(
                     f"running the recorded input {sequence} of instance {envelope.instance!r} "
@@ -163,35 +164,54 @@ class StateKeeper:
                 )
             states = after
             self.caught_up += 1
+        stream_seq = inputs[previous][0] if chain else stored.stream_seq
+        held = Held(envelope.epoch, previous, stream_seq, states)
+        held.counts = True
+        held.stored = stored.stream_seq if stored.sequence else 0
+        if chain:
+            self._encode_if_due(held)
+        self._hold(token, held)
         return states
 
     def keep(
         self, token: str, envelope: pb.DataPackage, stream_seq: int, states: States | None
-    ) -> bytes | None:
+    ) -> ToStore | None:
         """Hold the states after a package; None: they are unknown, as after an ERROR.
 
         To be called before the package's completion is published: until then no other package of
         the instance can be running, so nothing changes the states while they are encoded.
 
+        Whether these states count is for the instance's next package to say, and what does not
+        count must not take the place of what does: the log before it may be gone. So they are
+        stored one package late. The package's record says which are stored (ADR 11).
+
         Returns:
-            What is to be stored once the completion is; None where it is not time yet. A stored
-            state is so never ahead of the results that it belongs to.
+            What is to be stored: the states before this package. None where it is not time yet.
         """
         held = self._held.pop(token, None)
         if states is None:
             return None
         now = Held(envelope.epoch, envelope.controllers[-1].sequence, stream_seq, states)
+        to_store = None
         if held is not None and held.epoch == now.epoch:
-            now.encoded_at, now.encoded_sequence = held.encoded_at, held.encoded_sequence
-            now.large = held.large
-        self._held[token] = now
+            now.encoded_at, now.large, now.stored = held.encoded_at, held.large, held.stored
+            if held.counts and held.sequence == self.previous(envelope):
+                to_store = held.to_store
+        envelope.controllers[-1].phases[-1].state_stream_seq = now.stored
+        self._hold(token, now)
+        self._encode_if_due(now)
+        return to_store
+
+    def _encode_if_due(self, held: Held) -> None:
+        clock = asyncio.get_running_loop().time()
+        if clock - held.encoded_at >= STORE_EVERY_S and (not held.large or self._large.is_due):
+            held.encoded_at = clock
+            held.to_store = self._encode(held)
+
+    def _hold(self, token: str, held: Held) -> None:
+        self._held[token] = held
         if len(self._held) > HELD_MAX:
             self._held.popitem(last=False)
-        clock = asyncio.get_running_loop().time()
-        if clock - now.encoded_at < STORE_EVERY_S or (now.large and not self._large.is_due):
-            return None
-        now.encoded_at = clock
-        return self._encode(now)
 
     def confirm(self, token: str, stream_seq: int) -> None:
         """The result for the input `stream_seq` is stored, as the first: its states count."""
@@ -210,31 +230,24 @@ class StateKeeper:
     async def hand_over(self, token: str) -> None:
         """Let an instance go, its states stored; for when nothing of it is running."""
         held = self._held.pop(token, None)
-        if held is not None and held.counts and held.encoded_sequence != held.sequence:
-            encoded = self._encode(held)
-            if encoded is not None:
-                await self.store(token, encoded)
+        if held is None or not held.counts or held.stored == held.stream_seq:
+            return
+        # No package comes here that would say whether they count, so the log is asked.
+        if held.sequence in await self._applied_sequences(token, held.epoch, held.stream_seq + 1):
+            new = self._encode(held)
+            if new is not None:
+                await self.store(token, new)
 
-    async def store(self, token: str, encoded: bytes) -> None:
-        """Store what `keep` gave, for whoever gets the instance's next package."""
-        key = module_key(self._shard, self._controller, self._phase, token)
-        try:
-            if self.is_large(encoded):
-                await self._large.put(key, encoded)
-                encoded = msgspec.msgpack.encode(Reference(key))
-            await self._broker.kv_put(self._bucket, key, encoded)
-        except BaseException:
-            self.not_stored(token)
-            raise
+    async def store(self, token: str, new: ToStore) -> None:
+        """Store what `keep` gave, unless a newer one is stored: by a worker that was faster."""
+        if await self._store.put(self._key(token), new):
+            held = self._held.get(token)
+            if held is not None and held.epoch == new.epoch:
+                held.stored = max(held.stored, new.stream_seq)
 
-    def is_large(self, encoded: bytes) -> bool:
+    def is_large(self, new: ToStore) -> bool:
         """Whether it takes long to store: it does not fit into a message."""
-        return len(encoded) > self._limit
-
-    def not_stored(self, token: str) -> None:
-        """What `keep` gave was not stored: a drain does it."""
-        if (held := self._held.get(token)) is not None:
-            held.encoded_sequence = 0
+        return self._store.is_large(new)
 
     async def store_all(self, timeout_s: float) -> None:
         """Store what is not stored yet; for a drain, when nothing is running. None takes longer
@@ -246,8 +259,10 @@ class StateKeeper:
         except (BrokerPipelineError, TimeoutError) as error:
             log.warning("states of %s were not stored, others catch up: %s", self._phase, error)
 
-    def _encode(self, held: Held) -> bytes | None:
-        held.encoded_sequence = held.sequence
+    def _key(self, token: str) -> str:
+        return module_key(self._shard, self._controller, self._phase, token)
+
+    def _encode(self, held: Held) -> ToStore | None:
         begun = time.monotonic()
         try:
             states = {path: msgspec.msgpack.encode(state) for path, state in held.states.items()}
@@ -256,43 +271,27 @@ class StateKeeper:
                 self._unstorable_said = True
                 log.warning(
                     "a state of phase %s cannot be encoded (%s: %s): it is not stored, and a "
-                    "worker that needs it computes it from the log",
+                    "worker that needs it computes it from the log, which is kept for that from "
+                    "the instance's beginning on",
                     self._phase,
                     type(error).__name__,
                     error,
                 )
             return None
-        encoded = msgspec.msgpack.encode(
-            _Stored(held.epoch, held.sequence, held.stream_seq, states)
-        )
-        held.large = self.is_large(encoded)
+        new = pack(Stored(held.epoch, held.sequence, held.stream_seq, states))
+        held.large = self.is_large(new)
         if held.large:
             self._large.spent(time.monotonic() - begun)
-        return encoded
+        return new
 
     # -- loading --------------------------------------------------------------------------------
-    async def _load(self, token: str, epoch: int, previous: int) -> _Stored:
+    async def _load(self, token: str, epoch: int, previous: int) -> Stored:
         """The stored states if they help; else those before the first package."""
-        beginning = _before_the_first(epoch)
-        key = module_key(self._shard, self._controller, self._phase, token)
-        entry = await self._broker.kv_get(self._bucket, key)
-        if entry is None:
-            return beginning
-        value = entry.value
-        if (name := referred(value)) is not None:
-            found = await self._large.get(name)
-            if found is None:
-                return beginning
-            value = found
-        try:
-            stored = msgspec.msgpack.decode(value, type=_Stored)
-        except (ValueError, RecursionError):
-            log.warning("the stored state %s is unreadable; computing it from the log", key)
-            return beginning
-        usable = stored.epoch == epoch and stored.sequence <= previous
-        return stored if usable else beginning
+        stored = await self._store.get(self._key(token))
+        usable = stored is not None and stored.epoch == epoch and stored.sequence <= previous
+        return stored if stored is not None and usable else before_the_first(epoch)
 
-    def _decode(self, stored: _Stored) -> States:
+    def _decode(self, stored: Stored) -> States:
         states: States = {}
         for path, raw in stored.states.items():
             kind = self._types.get(path)
@@ -308,10 +307,11 @@ class StateKeeper:
 
     # -- the log --------------------------------------------------------------------------------
     async def _inputs(
-        self, token: str, envelope: pb.DataPackage, stored: _Stored
-    ) -> dict[int, pb.DataPackage]:
-        """The phase's inputs after the stored state and before this package, by sequence id."""
-        found: dict[int, pb.DataPackage] = {}
+        self, token: str, envelope: pb.DataPackage, stored: Stored
+    ) -> dict[int, tuple[int, pb.DataPackage]]:
+        """The phase's inputs after the stored state and before this package, by sequence id, each
+        with its stream sequence."""
+        found: dict[int, tuple[int, pb.DataPackage]] = {}
         previous = self.previous(envelope)
         for message in await self._broker.read_range(
             self._stream,
@@ -323,7 +323,7 @@ class StateKeeper:
                 continue
             sequence = recorded.controllers[-1].sequence
             if stored.sequence < sequence <= previous:
-                found.setdefault(sequence, recorded)
+                found.setdefault(sequence, (message.stream_seq, recorded))
         return found
 
     async def _applied_sequences(self, token: str, epoch: int, start_seq: int) -> set[int]:
@@ -342,11 +342,6 @@ class StateKeeper:
             went_well = came_here and record.phases[self._phase_index].status in _APPLIED
             applied.setdefault(record.sequence, went_well)
         return {sequence for sequence, ok in applied.items() if ok}
-
-
-def _before_the_first(epoch: int) -> _Stored:
-    """No state: those that the modules begin with."""
-    return _Stored(epoch, 0, epoch - 1, {})
 
 
 def _envelope(data: bytes) -> pb.DataPackage | None:

@@ -16,7 +16,7 @@ from broker_pipeline.client import deploy as deploying
 from broker_pipeline.core import plan, snapshot
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.journey import NS
-from broker_pipeline.runtime import lanes, phase_worker, roles, states
+from broker_pipeline.runtime import lanes, phase_worker, retention, roles, states
 from broker_pipeline.runtime import leader as leading
 from broker_pipeline.runtime import worker as working
 from tests.fault.executor import Begun, SimExecutor
@@ -198,6 +198,9 @@ class Cluster:
                 (working, "PhaseWorker", partial(phase_worker.PhaseWorker, now_ns=now_ns)),
                 (phase_worker, "PhaseExecutor", executor),
                 (leading, "SNAPSHOT_INTERVAL_S", scenario.snapshot_s),
+                (retention, "PURGE_EVERY_S", 0.3),
+                (retention, "LOOK_EVERY_S", 0.05),
+                (deploying, "MESSAGES_MIN", 0),
                 (snapshot, "WHOLE_MAX", scenario.whole_max),
                 (snapshot, "SLICES", scenario.slices),
                 (snapshot, "SLICES_MAX", 2 * scenario.slices),

@@ -11,21 +11,21 @@ from broker_pipeline.broker.memory_store import Consumer
 from broker_pipeline.broker.port import (
     Change,
     ConsumerSpec,
-    Entry,
     Handler,
     Message,
     Presence,
     PubAck,
     StreamSpec,
     StreamState,
+    StreamStatus,
 )
 from broker_pipeline.errors import (
     BrokerError,
     BrokerUnavailableError,
     ConnectionLostError,
-    ObjectDamagedError,
     PublishTimeoutError,
 )
+from tests.fault.link_keys import LinkKeys
 from tests.fault.loop import PROCESS, Process
 from tests.fault.network import Network, Wire, error_future, finished, gone, outcome_of
 from tests.fault.reading import Pulling
@@ -50,7 +50,7 @@ async def connect(network: Network, *, reconnect: bool) -> Link:
     return Link(network, PROCESS.get(), reconnect=reconnect)
 
 
-class Link:
+class Link(LinkKeys):
     """A `Broker`."""
 
     def __init__(self, network: Network, process: Process, *, reconnect: bool) -> None:
@@ -208,7 +208,7 @@ class Link:
         return await self._do("ensure_consumer", stream, spec)
 
     async def ensure_bucket(
-        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
     ) -> Change:
         """See `Broker`."""
         return await self._do("ensure_bucket", name, ttl_s=ttl_s)
@@ -216,6 +216,20 @@ class Link:
     async def stream_state(self, stream: str) -> StreamState:
         """See `Broker`."""
         return await self._do("stream_state", stream)
+
+    async def stream_status(self, stream: str) -> StreamStatus:
+        """See `Broker`."""
+        return await self._do("stream_status", stream)
+
+    async def limit_stream(
+        self, stream: str, *, subjects: tuple[str, ...], max_bytes: int | None
+    ) -> None:
+        """See `Broker`."""
+        await self._do("limit_stream", stream, subjects=subjects, max_bytes=max_bytes)
+
+    async def consumer_floors(self, stream: str) -> dict[str, int]:
+        """See `Broker`."""
+        return await self._do("consumer_floors", stream)
 
     async def time_ns(self, stream: str) -> int:
         """See `Broker`."""
@@ -343,64 +357,6 @@ class Link:
     async def in_progress(self, message: Message) -> None:
         """See `Broker`."""
         self._tell("in_progress", message)
-
-    # -- key-value ------------------------------------------------------------------------------
-    async def kv_get(self, bucket: str, key: str) -> Entry | None:
-        """See `Broker`."""
-        return await self._do("kv_get", bucket, key)
-
-    async def kv_put(self, bucket: str, key: str, value: bytes) -> int:
-        """See `Broker`."""
-        return await self._do("kv_put", bucket, key, value)
-
-    async def kv_create(self, bucket: str, key: str, value: bytes) -> int | None:
-        """See `Broker`."""
-        return await self._do("kv_create", bucket, key, value)
-
-    async def kv_update(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
-        """See `Broker`."""
-        return await self._do("kv_update", bucket, key, value, revision)
-
-    async def kv_delete(self, bucket: str, key: str, revision: int | None = None) -> bool:
-        """See `Broker`."""
-        return await self._do("kv_delete", bucket, key, revision)
-
-    async def ensure_object_bucket(
-        self, name: str, *, ttl_s: float | None = None, replicas: int = 1
-    ) -> Change:
-        """See `Broker`."""
-        return await self._do("ensure_object_bucket", name, ttl_s=ttl_s)
-
-    async def delete_object_bucket(self, name: str) -> None:
-        """See `Broker`."""
-        await self._do("delete_object_bucket", name)
-
-    async def object_put(self, bucket: str, name: str, data: bytes) -> None:
-        """See `Broker`."""
-        await self._do("object_put", bucket, name, data)
-
-    async def object_get(self, bucket: str, name: str) -> bytes | None:
-        """See `Broker`."""
-        weather = self.network.weather
-        if self.network.chance_of(weather.lost_objects, "object damaged"):
-            raise ObjectDamagedError(f"object {name!r} is damaged")
-        return await self._do("object_get", bucket, name)
-
-    async def object_delete(self, bucket: str, name: str) -> None:
-        """See `Broker`."""
-        await self._do("object_delete", bucket, name)
-
-    async def kv_keys(self, bucket: str, prefix: str = "") -> list[str]:
-        """See `Broker`."""
-        return await self._do("kv_keys", bucket, prefix)
-
-    async def kv_listed(self, bucket: str, prefix: str) -> list[str]:
-        """See `Broker`."""
-        return await self._do("kv_listed", bucket, prefix)
-
-    async def kv_erase(self, bucket: str, key: str) -> None:
-        """See `Broker`."""
-        await self._do("kv_erase", bucket, key)
 
     # -- presence -------------------------------------------------------------------------------
     async def be_present(self, subject: str) -> None:

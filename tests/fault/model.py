@@ -69,8 +69,9 @@ class Model:
         grown_old: how many left because time passed while they waited.
     """
 
-    def __init__(self, subjects: Subjects) -> None:
+    def __init__(self, subjects: Subjects, chain: type[NaiveChain] = NaiveChain) -> None:
         self._subjects = subjects
+        self._chain = chain
         self.plan: Plan | None = None
         self.now = 0
         self.lives: dict[str, Life] = {}
@@ -158,7 +159,7 @@ class Model:
             return
         if life is None:
             rules = [(c.mode, c.window, c.queue_size, c.max_age_ns) for c in plan.controllers]
-            life = Life(token, message.stream_seq, NaiveChain(rules), self.now)
+            life = Life(token, message.stream_seq, self._chain(rules), self.now)
             self.lives[token] = life
         life.active = self.now
         self.arrived[message.stream_seq] = message.time

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from broker_pipeline.broker.api import ApiError
 from broker_pipeline.broker.memory import MemoryBroker, MemoryServer
+from broker_pipeline.broker.port import Message, PubAck
 from broker_pipeline.broker.publish import refusal
 from broker_pipeline.errors import BrokerError, ConnectionLostError, PublishRefusedError
 from broker_pipeline.journey import NS
@@ -84,9 +85,33 @@ class Network:
         self.away_until = 0.0
         self.full_until = [0.0, 0.0]
         self.links: list[Wire] = []
+        self.stored: list[Message] = []
         self.present: dict[str, Wire] = {}
         self.server = self.process.context.run(lambda: MemoryServer(now_ns=self.now_ns))
         self.api = self.process.context.run(self.server.connect)
+
+    def record(self, name: str) -> None:
+        """Keep all that a stream stores from its first message on, also what is purged later."""
+        stream = self.server.stream(name)
+        real, purge = stream.store, stream.purge
+        self.stored += stream.messages_from(1, lambda _: True)
+
+        def store(subject: str, data: bytes, block: bytes, now_ns: int) -> PubAck:
+            try:
+                ack = real(subject, data, block, now_ns)
+            except PublishRefusedError:
+                self.injected["publish refused, log really full"] += 1
+                raise
+            if not ack.duplicate:
+                self.stored.append(stream.get(ack.stream_seq))
+            return ack
+
+        def counted(below: int) -> None:
+            before = stream.state.messages
+            purge(below)
+            self.injected["message purged"] += before - stream.state.messages
+
+        stream.store, stream.purge = store, counted  # type: ignore[method-assign]
 
     def now_ns(self) -> int:
         """The broker's wall clock."""

@@ -9,8 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import tests.fault.age_mutations  # noqa: F401 - it registers its own
-from tests.fault import lane_mutations  # noqa: F401 - it registers its own
+from tests.fault import (  # noqa: F401 - they register their own
+    age_mutations,
+    lane_mutations,
+    log_mutations,
+    worker_mutations,
+)
 from tests.fault.mutations import MUTATIONS, planted
 from tests.fault.simulation import Report, simulate
 

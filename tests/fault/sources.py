@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import Any
 
-from broker_pipeline.client.producer import Producer
+from broker_pipeline.client.producer import Log, Producer
 from broker_pipeline.core.names import (
     CONTROL_CLOSE,
     CONTROL_OPEN,
@@ -15,6 +16,7 @@ from broker_pipeline.core.names import (
     HEADER_PRODUCER,
     escape_instance,
     ingress_subject,
+    stream_name,
 )
 from broker_pipeline.errors import BrokerError
 from tests.fault.link import Link, connect
@@ -52,6 +54,8 @@ class SourceProcess:
         self._sdk: dict[str, Producer] = {}
         self._numbers: dict[str, int] = {}
         self._names = 0
+        # Half of them wait for as long as it takes, as a pipe does.
+        self._wait_full_s = (math.inf, 0.5)[number % 2]
         self.done = False
 
     async def run(self) -> None:
@@ -119,6 +123,7 @@ class SourceProcess:
                 timeout_s=SEND_TIMEOUT_S,
                 renew_after_s=1.2,
                 new_name=self._new_name,
+                log=Log(stream_name(NAME), self._wait_full_s),
             )
             if send.kind == "data":
                 self._sdk[send.instance] = producer

@@ -14,6 +14,9 @@ from tests.fault.simulation import simulate
 
 SLICE = range(40)
 REGRESSIONS = {
+    662: "a full log whose last messages were all outputs was closed for ever",
+    1068: "a full log whose last messages were all outputs was closed for ever",
+    67: "a leader that was told to stop as its output was refused claimed that it was stored",
     5131: "a SUCCESS that came after the log had called the package poison left its state behind",
     461: "innocent packages were called poison beside one that kills its workers",
     608: "innocent packages were called poison beside one that kills its workers",
@@ -25,12 +28,16 @@ FOUND_FAST = {
     "first wins lets older pass": 10,
     "the leader publishes without ids": 15,
     "two lead and do not decide alike": 10,
-    "what changes while a snapshot is saved is forgotten": 10,
+    "what changes while a snapshot is saved is forgotten": 15,
     "a worker acks before it publishes": 10,
     "a state is kept after an error": 20,
     "a number is taken twice": 10,
+    "a purge ignores what states need": 40,
+    "a purge ignores what consumers need": 40,
+    "a purge ignores what the snapshot refers to": 40,
+    "ingress never opens again": 40,
     "an attempt is not recorded": 20,
-    "suspects are not serialised": 20,
+    "suspects are not serialised": 30,
     "what waits never grows old": 10,
     "a worker trusts its own clock": 15,
     "a lane is nobodys": 10,

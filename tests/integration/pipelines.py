@@ -188,3 +188,16 @@ class Broken(ExecutionModule[bytes]):
 
 
 broken = Pipeline("broken", [Controller("c", phases=[Phase("p", [Broken()])])])
+
+small = Pipeline(
+    "small",
+    [
+        Controller(
+            "c",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=16,
+            phases=[Phase("p", [Pass()], ack_wait_s=2.0)],
+        )
+    ],
+    log_bytes_max=4 << 20,
+)

@@ -9,7 +9,7 @@ from broker_pipeline.core.lanes import LANES, fnv1a, lane_of, lanes_of
 
 NAMES = st.lists(st.text("abcdef0123456789-", min_size=1, max_size=12), min_size=1, unique=True)
 MOVED_MORE_MAX = 9
-"""Lanes that move at a join or a leave besides a member's share; 7 is the most that was seen."""
+"""Lanes that move at a join or a leave besides a member's share; 6 is the most that was seen."""
 
 
 def owners(members, lanes):

@@ -78,20 +78,22 @@ class ModuleRecord(_message.Message):
     def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., start_offset_ns: _Optional[int] = ..., waiting_time_ns: _Optional[int] = ..., total_time_ns: _Optional[int] = ..., message: _Optional[str] = ..., error: _Optional[int] = ..., sub_modules: _Optional[_Iterable[_Union[ModuleRecord, _Mapping]]] = ...) -> None: ...
 
 class PhaseRecord(_message.Message):
-    __slots__ = ("name", "status", "worker", "start_time_ns", "total_time_ns", "modules")
+    __slots__ = ("name", "status", "worker", "start_time_ns", "total_time_ns", "modules", "state_stream_seq")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     START_TIME_NS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_TIME_NS_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
+    STATE_STREAM_SEQ_FIELD_NUMBER: _ClassVar[int]
     name: str
     status: Status
     worker: str
     start_time_ns: int
     total_time_ns: int
     modules: _containers.RepeatedCompositeFieldContainer[ModuleRecord]
-    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., worker: _Optional[str] = ..., start_time_ns: _Optional[int] = ..., total_time_ns: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[ModuleRecord, _Mapping]]] = ...) -> None: ...
+    state_stream_seq: int
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., worker: _Optional[str] = ..., start_time_ns: _Optional[int] = ..., total_time_ns: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[ModuleRecord, _Mapping]]] = ..., state_stream_seq: _Optional[int] = ...) -> None: ...
 
 class ControllerRecord(_message.Message):
     __slots__ = ("name", "mode", "sequence", "status", "start_time_ns", "input_waiting_time_ns", "output_waiting_time_ns", "total_time_ns", "phases", "previous_sequences")

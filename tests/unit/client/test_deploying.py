@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from broker_pipeline.broker.memory import MemoryBroker
+from broker_pipeline.broker.memory import MemoryBroker, MemoryServer
+from broker_pipeline.broker.port import Change, StreamSpec
 from broker_pipeline.client.deploy import (
     deploy,
     deploy_if_absent,
@@ -154,3 +155,56 @@ async def test_what_was_never_deployed_has_no_plan(broker: MemoryBroker) -> None
     assert await deployed_plan(broker, "talk") is None
     with pytest.raises(NotFoundError):
         await broker.stream_state(stream_name("talk"))
+
+
+class Replicas(MemoryBroker):
+    """Notes on how many servers each thing is to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryServer(), reconnect=False)
+        self.asked: dict[str, int | None] = {}
+
+    async def ensure_stream(self, spec: StreamSpec) -> Change:
+        """As ever."""
+        self.asked[spec.name] = spec.replicas
+        return await super().ensure_stream(spec)
+
+    async def ensure_bucket(
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
+    ) -> Change:
+        """As ever."""
+        self.asked[name] = replicas
+        return await super().ensure_bucket(name, ttl_s=ttl_s, replicas=replicas)
+
+
+async def test_everything_is_kept_on_as_many_servers_as_was_asked_for(pipeline: Any) -> None:
+    """One stream with fewer replicas than the others would be the one that is lost."""
+    broker = Replicas()
+    await deploy(broker, pipeline, replicas=3)
+    assert broker.asked == dict.fromkeys(
+        [
+            "bp_state",
+            "bp_leases",
+            "bp_modules_talk",
+            "bp_attempts_talk",
+            "BPS_talk_0",
+            "BP_talk_0",
+        ],
+        3,
+    )
+
+
+async def test_without_a_word_about_replicas_everything_stays_as_it_is(pipeline: Any) -> None:
+    """A second deploy, without the option, must not take the replicas away."""
+    broker = Replicas()
+    await deploy(broker, pipeline)
+    assert set(broker.asked.values()) == {None}
+
+
+async def test_one_pipeline_on_one_server_does_not_lower_what_all_share(pipeline: Any) -> None:
+    """Plans and leases of pipelines that are kept three times stay three."""
+    broker = Replicas()
+    await deploy(broker, pipeline, replicas=1)
+    assert broker.asked["bp_state"] is None
+    assert broker.asked["bp_leases"] is None
+    assert broker.asked["BP_talk_0"] == 1

@@ -194,3 +194,21 @@ async def test_concurrent_sends_are_numbered_in_the_order_of_the_calls(
     arrivals = await log.arrivals()
     assert [m.data for m in arrivals] == [b"%d" % n for n in range(100)]
     assert [m.headers[HEADER_MSG_ID] for m in arrivals] == [f"a.{n}" for n in range(1, 101)]
+
+
+async def test_a_repeat_that_meets_its_own_first_attempt_is_repeated() -> None:
+    """On three replicas the first may still be on its way: 'in process' is no refusal."""
+    broker = Scripted(
+        PublishTimeoutError("no answer"), PublishRefusedError("in process", err_code=10158)
+    )
+    ack = await producer(broker).send(b"x", {})
+    assert ack.stream_seq == 3
+    assert [msg_id for msg_id, _ in broker.sent] == ["a.1"] * 3
+
+
+async def test_a_refusal_after_an_attempt_without_an_answer_leaves_the_outcome_unknown() -> None:
+    """Saying 'not stored' would be a guess: the first attempt may have been."""
+    refusals = [PublishRefusedError("no leader", err_code=503)] * 20
+    broker = Scripted(PublishTimeoutError("no answer"), *refusals)
+    with pytest.raises(PublishTimeoutError, match="is not known"):
+        await producer(broker, timeout_s=0.3).send(b"x", {})

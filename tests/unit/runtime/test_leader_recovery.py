@@ -12,6 +12,7 @@ import pytest
 
 from broker_pipeline import Mode
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.port import PubAck
 from broker_pipeline.core import snapshot
 from broker_pipeline.core.names import (
     HEADER_CONTROL,
@@ -20,7 +21,7 @@ from broker_pipeline.core.names import (
     STATE_BUCKET,
     snapshot_key,
 )
-from broker_pipeline.errors import ConnectionLostError, LeadershipLostError
+from broker_pipeline.errors import ConnectionLostError, LeadershipLostError, PublishRefusedError
 from broker_pipeline.journey import NS, STATUS_TO_PB, Outcome, Status
 from broker_pipeline.runtime import leader as leading
 from broker_pipeline.runtime.payloads import WaitingMessages
@@ -185,6 +186,31 @@ async def test_stop_stores_a_snapshot_and_ends_even_in_the_middle_of_one() -> No
             await until(lambda again=again: again.leader._subscription is not None)
             assert again.leader.machine.applied == running.leader.machine.applied
         await shard.end()
+
+
+async def test_a_leader_that_stops_as_it_is_refused_claims_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its snapshot would say that the refused output is stored, and the package would be lost:
+    found by seed 67 of the simulation."""
+    shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE))
+    running = shard.lead()
+    await until(lambda: running.leader._subscription is not None)
+    store = shard.server.store
+
+    def refuse(subject: str, data: bytes, block: bytes) -> PubAck:
+        if subject.startswith(SUBJECTS.work):
+            running.stop.set()
+            raise PublishRefusedError("a gap")
+        return store(subject, data, block)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard.server, "store", refuse)
+        await shard.send("a", b"x")
+        assert isinstance(await outcome_of(running.task), PublishRefusedError)
+    shard.lead()
+    await until(lambda: shard.messages(SUBJECTS.work))
+    await shard.end()
 
 
 @pytest.mark.usefixtures("often")

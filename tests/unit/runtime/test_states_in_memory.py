@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 from typing import Any
@@ -139,7 +140,7 @@ async def test_workers_that_take_turns_give_the_same_as_one(
     seed: int, store_every_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each package goes to a worker of chance, as if all lanes were everybody's; with states stored
-    always, and never."""
+    always, which are then at most one package behind, and never."""
     print(f"seed {seed}")
     monkeypatch.setattr(lanes, "lanes_of", lambda name, others, count: frozenset(range(count)))
     monkeypatch.setattr(keeping, "STORE_EVERY_S", store_every_s)
@@ -159,7 +160,7 @@ async def test_workers_that_take_turns_give_the_same_as_one(
         found += await one_by_one(bench, [text])
     assert found == expected(texts)
     runs_again = sum(worker.phase._states.caught_up for worker in workers)  # type: ignore[union-attr]
-    assert (runs_again > 0) is (store_every_s > 0)
+    assert 0 < runs_again <= (math.inf if store_every_s else len(texts))
     await bench.end()
 
 
@@ -230,7 +231,9 @@ async def test_a_state_over_the_limit_is_stored_as_an_object(
     entry = await bench.broker.kv_get(module_bucket("demo"), KEY)
     assert entry is not None and len(entry.value) < 200
     if lost:
-        await bench.broker.object_delete(object_bucket("demo"), KEY)
+        await bench.broker.object_delete(
+            object_bucket("demo"), msgspec.msgpack.decode(entry.value)["object"]
+        )
     second = await bench.work()
     found += await one_by_one(bench, ["3"])
     assert found == expected(["1", "big", "2", "3"])
