@@ -1,6 +1,6 @@
 # `make` lists the targets. Every target installs what it needs into a virtual environment of its own.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault check format proto benchmark clean
+.PHONY: help demo test fault fault-real soak check format proto benchmark clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,6 +15,13 @@ FILE ?=
 SEEDS ?= 2000
 FIRST_SEED ?= 0
 
+# fault-real, soak: what goes wrong and what is sent follow from the seed.
+SEED ?= 1
+PACKAGES ?= 100000
+REPLICAS ?=
+MINUTES ?= 30
+CURVES ?= soak.csv
+
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{split($$1, n, ":"); printf "  make %-10s %s\n", n[1], $$2}'
 
@@ -26,6 +33,13 @@ test: $(VENV)/.test  ## run all tests, with real servers and real processes
 
 fault: $(VENV)/.test  ## simulate faults from seeds (SEEDS=2000 FIRST_SEED=0; one seed: SEEDS=1)
 	$(BIN)/python -m tests.fault --seeds $(SEEDS) --first $(FIRST_SEED)
+
+fault-real: $(VENV)/.test  ## faults on real servers and processes (SEED=1 PACKAGES=100000 REPLICAS=1|3, else both)
+	$(BIN)/python -m tests.fault.real --seed $(SEED) --packages $(PACKAGES) \
+		$(if $(REPLICAS),--replicas $(REPLICAS))
+
+soak: $(VENV)/.test  ## half of the highest rate, with faults; curves of memory and fds (MINUTES=30 SEED=1)
+	$(BIN)/python -m tests.fault.real --seed $(SEED) --minutes $(MINUTES) --curves $(CURVES)
 
 check: $(VENV)/.dev  ## formatting, lint, types, the proto files
 	$(BIN)/ruff format --check .
