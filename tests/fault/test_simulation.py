@@ -28,7 +28,7 @@ FOUND_FAST = {
     "first wins lets older pass": 10,
     "the leader publishes without ids": 15,
     "two lead and do not decide alike": 10,
-    "what changes while a snapshot is saved is forgotten": 15,
+    "what changes while a snapshot is saved is forgotten": 30,
     "a worker acks before it publishes": 10,
     "a state is kept after an error": 20,
     "a number is taken twice": 10,

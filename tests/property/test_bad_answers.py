@@ -134,19 +134,21 @@ def test_a_spoiled_acknowledgement_is_one_or_a_refusal(data: bytes, head: bytes)
         assert isinstance(_parse_ack("s", data, head).seq, int)
 
 
-RUNNER = asyncio.Runner()
+RUNNERS: list[asyncio.Runner] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_loop_for_all() -> Iterator[None]:
     """A new one for each example would take most of the time."""
-    yield
-    RUNNER.close()
+    with asyncio.Runner() as runner:
+        RUNNERS.append(runner)
+        yield
+        RUNNERS.remove(runner)
 
 
 def in_a_loop(work: Any) -> Any:
     """Run a coroutine with a bound."""
-    return RUNNER.run(asyncio.wait_for(work, 30))
+    return RUNNERS[-1].run(asyncio.wait_for(work, 30))
 
 
 @given(

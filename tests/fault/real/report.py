@@ -86,8 +86,7 @@ def _counts(counts: Counter[str] | Counter[int] | dict[str, int]) -> str:
 def _curves(result: Result) -> list[str]:
     """Memory and file descriptors of each process at several times, and how they grew."""
     assert result.watch is not None
-    lines = [("rss MB / fds over time; growth per minute of the process that lived longest in the "
-             "second half:")]  # fmt: skip
+    lines = ["rss MB / fds over time; growth per minute from the middle third to the last:"]
     for name, samples in sorted(result.watch.by_name().items()):
         step = max(1, len(samples) // POINTS)
         points = [samples[index] for index in range(step - 1, len(samples), step)]

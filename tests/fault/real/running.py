@@ -294,11 +294,8 @@ async def _drain(site: Site, load: Load, chaos: Chaos, result: Result) -> None:
             async with asyncio.timeout(10):
                 while recording.last_seq < state.last_seq:  # noqa: ASYNC110 - other processes bring it about
                     await asyncio.sleep(0.1)
-        if state.messages != state.last_seq or recording.gaps:
-            result.violations.append(
-                f"the log has {state.messages} messages up to {state.last_seq}; what was read has "
-                f"the gaps {recording.gaps[:5]}"
-            )
+        if recording.gaps:
+            result.violations.append(f"what was read of the log has the gaps {recording.gaps[:5]}")
     result.outcomes = recording.outcomes
     result.redeliveries = await _redeliveries(site)
 

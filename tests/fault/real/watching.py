@@ -92,22 +92,13 @@ class Watch:
 
 
 def growth_per_minute(samples: list[Sample], value: Callable[[Cost], float]) -> float:
-    """Of the longest-lived process in the second half: the slope of a straight line through it."""
+    """From the middle third of the time to the last, on average over whatever processes had the
+    role: they are killed and started again, so no one of them lives for long."""
     if not samples:
         return 0.0
-    half = samples[-1].at_s / 2
-    lives: dict[int, list[Sample]] = defaultdict(list)
-    for each in samples:
-        # A process that has just begun grows: its modules, its buffers.
-        if each.at_s >= half and each.age_s >= min(60.0, half / 4):
-            lives[each.pid].append(each)
-    if not lives:
+    third = samples[-1].at_s / 3
+    middle = [value(each.cost) for each in samples if third <= each.at_s < 2 * third]
+    last = [value(each.cost) for each in samples if each.at_s >= 2 * third]
+    if not middle or not last:
         return 0.0
-    chosen = max(lives.values(), key=lambda life: life[-1].at_s - life[0].at_s)
-    if len(chosen) < 3:
-        return 0.0
-    middle = sum(each.at_s for each in chosen) / len(chosen)
-    mean = sum(value(each.cost) for each in chosen) / len(chosen)
-    over = sum((each.at_s - middle) * (value(each.cost) - mean) for each in chosen)
-    under = sum((each.at_s - middle) ** 2 for each in chosen)
-    return 60.0 * over / under if under else 0.0
+    return 60.0 * (sum(last) / len(last) - sum(middle) / len(middle)) / third
