@@ -11,9 +11,12 @@ from broker_pipeline.modules import (
     CombinationModule,
     ConditionModule,
     ExecutionModule,
+    ExternalModule,
+    ExternalOptions,
     ModuleOptions,
     Run,
     StatefulModule,
+    Tls,
 )
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
@@ -21,6 +24,7 @@ from broker_pipeline.pipeline import Controller, Phase, Pipeline
 if TYPE_CHECKING:
     from broker_pipeline.client.client import Client, connect
     from broker_pipeline.client.instance import Instance
+    from broker_pipeline.runtime.module_server import serve
 
 __version__ = "0.1.0"
 
@@ -32,6 +36,8 @@ __all__ = [
     "Controller",
     "DataPackage",
     "ExecutionModule",
+    "ExternalModule",
+    "ExternalOptions",
     "Instance",
     "Mode",
     "ModuleOptions",
@@ -40,16 +46,19 @@ __all__ = [
     "Pipeline",
     "Run",
     "StatefulModule",
+    "Tls",
     "__version__",
     "connect",
+    "serve",
 ]
 
 
-# The client brings nats-py along; declaring a pipeline does not need it.
+# The client brings nats-py along, and serving gRPC; declaring a pipeline needs neither.
 _LATE = {
     "connect": "broker_pipeline.client.client",
     "Client": "broker_pipeline.client.client",
     "Instance": "broker_pipeline.client.instance",
+    "serve": "broker_pipeline.runtime.module_server",
 }
 
 

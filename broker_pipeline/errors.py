@@ -188,6 +188,12 @@ class PayloadError(BrokerPipelineError):
     code = "BP402"
 
 
+class PayloadGoneError(BrokerPipelineError):
+    """A payload that is kept beside the log is not there any more, or is damaged."""
+
+    code = "BP403"
+
+
 class ModuleTimeoutError(BrokerPipelineError):
     """A module did not finish within its `timeout_s`."""
 
@@ -229,6 +235,45 @@ class ChildFailedError(BrokerPipelineError):
     """A role that `up` starts as a process cannot begin."""
 
     code = "BP507"
+
+
+class ModuleServerError(BrokerPipelineError):
+    """A module server failed, or answered what was not expected, and may have run the package.
+
+    Attributes:
+        server: which one, as far as it is known.
+    """
+
+    code = "BP510"
+
+    def __init__(self, message: str, *, server: str, **values: object) -> None:
+        super().__init__(message, server=server, **values)
+        self.server = server
+
+
+class ModuleUnreachableError(BrokerPipelineError):
+    """No module server could be given the package in time; none has begun it."""
+
+    code = "BP511"
+    retriable = True
+
+
+class ModuleMismatchError(BrokerPipelineError):
+    """A module server serves something else than the pipeline declares, or refuses the caller."""
+
+    code = "BP512"
+
+
+class ServeError(BrokerPipelineError):
+    """A module server cannot start, or cannot be what it was asked to be."""
+
+    code = "BP513"
+
+
+class CredentialsError(BrokerPipelineError):
+    """A certificate, key or token for gRPC cannot be used."""
+
+    code = "BP514"
 
 
 class ClientError(BrokerPipelineError):

@@ -114,6 +114,8 @@ class ModuleRecord:
     message: str
     error: ErrorRecord | None
     sub_modules: tuple[ModuleRecord, ...]
+    server: str
+    """The module server that ran it; '' where none did."""
 
     @classmethod
     def read(cls, module: pb.ModuleRecord, errors: tuple[ErrorRecord, ...]) -> ModuleRecord:
@@ -128,6 +130,7 @@ class ModuleRecord:
             module.message,
             errors[number - 1] if 0 < number <= len(errors) else None,
             tuple(cls.read(sub, errors) for sub in module.sub_modules),
+            module.server,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -140,6 +143,7 @@ class ModuleRecord:
             "message": self.message,
             "error": self.error and self.error.to_json(),
             "sub_modules": [module.to_json() for module in self.sub_modules],
+            **({"server": self.server} if self.server else {}),
         }
 
 

@@ -31,11 +31,66 @@ class ModuleOptions:
         isolation: "thread", or "process": a process of its own that is killed at the timeout and
             may crash without taking the worker along. It needs the worker to be started with a
             TARGET, which the process imports.
+        max_batch: how many packages `execute_batch` gets at most, 1 to 1024. Above 1 a worker runs
+            at least twice as many packages of the phase at the same time, whatever its `slots`
+            are, so that a batch gathers while another runs: give what must not run so often a
+            phase of its own.
+        max_delay_ms: how long the first package of a batch that is not full waits for others, 0 to
+            1000, though nothing runs. 0 is right for most: under load batches fill while others
+            run, and without it nobody waits.
     """
 
     timeout_s: float | None = None
     use_mutex: bool = False
     isolation: Isolation = "thread"
+    max_batch: int = 1
+    max_delay_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files for TLS, all PEM.
+
+    Args:
+        ca: whom to trust; None: those that gRPC brings along.
+        cert: the caller's own certificate, for mutual TLS, with `key`; None: none is shown.
+        key: the private key of `cert`.
+        server_name: the name that the server's certificate must bear, where that is not the
+            target's.
+    """
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+
+
+Method = Literal["stream", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalOptions(ModuleOptions):
+    """How an `ExternalModule` is called.
+
+    Args:
+        timeout_s: as in `ModuleOptions`; the server is told what is left of it. None: a package
+            waits for a server for as long as it takes.
+        idempotent: a package may be run more than once. If it may not, it leaves as ERROR when its
+            server fails after it may have begun. (When a bridge itself dies the broker gives its
+            packages to another, as those of any worker: `Phase.max_deliver=1` forbids that.)
+        method: "stream": one gRPC stream carries many packages; "run": a gRPC call for each,
+            which proxies balance one by one.
+        streams: how many streams to each address. A proxy gives each to a server of its choice.
+        tls: None: plaintext.
+        token: shown to servers as `authorization: Bearer TOKEN`.
+        max_batch, max_delay_ms: not here; those of the module in the servers count.
+    """
+
+    idempotent: bool = False
+    method: Method = "stream"
+    streams: int = 1
+    tls: Tls | None = None
+    token: str | None = None
 
 
 class PackageExit(BaseException):
@@ -58,9 +113,10 @@ class Run:
         message: what the module wants to say about this package; it is kept in the journey.
         deadline: when the module is out of time, by `time.monotonic()`; None where it has no bound.
         log: a logger that knows the package.
+        verdict: what `fail` or `leave` have said, to be raised when the module returns.
     """
 
-    __slots__ = ("deadline", "log", "message")
+    __slots__ = ("deadline", "log", "message", "verdict")
 
     def __init__(
         self, log: logging.Logger | logging.LoggerAdapter[Any], deadline: float | None = None
@@ -68,9 +124,32 @@ class Run:
         self.message = ""
         self.deadline = deadline
         self.log = log
+        self.verdict: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Have the package leave as ERROR when the module returns, as if it had raised `error`.
+
+        For `execute_batch`, where raising would speak of all packages; elsewhere too. The module
+        goes on. What it does to the package is not kept. Of several calls of `fail` and `leave`
+        the last counts, and what the module raises counts more.
+        """
+        if not isinstance(error, BaseException):
+            raise TypeError(f"run.fail was given {error!r}; expected an exception")
+        self.verdict = error
+
+    def leave(self, reason: str = "") -> None:
+        """Have the package leave as EXIT when the module returns; otherwise as `exit`.
+
+        For `execute_batch`, as `fail` is. The module goes on, and what it does to the package is
+        kept; a `StatefulModule`'s state is what it returns.
+        """
+        self.verdict = PackageExit(reason, KEEP_STATE)
 
     def exit(self, reason: str = "", *, state: Any = KEEP_STATE) -> NoReturn:
         """End the package's journey here, on purpose: it leaves as EXIT.
+
+        It raises. In `execute_batch` use `leave`: whatever is raised there ends the whole batch,
+        and it is run again in halves until this package is alone.
 
         Args:
             reason: why; becomes `message`.
@@ -124,7 +203,11 @@ class Module(Generic[T]):
 
 
 class ExecutionModule(Module[T]):
-    """One processing step."""
+    """One processing step: define `execute`, or `execute_batch`.
+
+    With both, `execute_batch` is used where `options.max_batch` is above 1, and `execute` where it
+    is 1. `execute_batch` alone then gets batches of one.
+    """
 
     def execute(self, package: DataPackage[T], run: Run) -> Awaitable[None] | None:
         """Process one package: read and assign `package.data`, change `package.attributes`.
@@ -133,6 +216,33 @@ class ExecutionModule(Module[T]):
         kept as this module got it). May be `async def`.
         """
         raise TypeError(f"{type(self).__name__} does not define execute(package, run)")
+
+    def execute_batch(
+        self, packages: Sequence[DataPackage[T]], runs: Sequence[Run]
+    ) -> Awaitable[None] | None:
+        """Process 1 to `options.max_batch` packages at once; `runs[i]` belongs to `packages[i]`.
+
+        They may be of several instances, and stand in the order in which they came. One batch of a
+        module runs at a time in a process. May be `async def`.
+
+        Returning is SUCCESS for all but those of which `runs[i].fail(error)` or
+        `runs[i].leave(reason)` were called. Raising fails no package but the bad one: the batch is
+        halved, and both halves are run again on fresh packages and runs, and so on, until what
+        raises is a batch of one. So the good ones of a batch may be run several times: `fail` is
+        cheaper where the module knows which one is bad. A package whose payload does not decode
+        fails before it gets here.
+
+        `timeout_s` counts for each package from its entry, the wait for the batch included. Who is
+        late leaves as ERROR, and the others go on.
+        """
+        raise TypeError(f"{type(self).__name__} does not define execute_batch(packages, runs)")
+
+
+def defines_batches(module: object) -> bool:
+    """Whether a module has an `execute_batch` of its own."""
+    if not isinstance(module, ExecutionModule):
+        return False
+    return type(module).execute_batch is not ExecutionModule.execute_batch
 
 
 class StatefulModule(Module[T], Generic[T, S]):
@@ -210,6 +320,39 @@ class CombinationModule(Module[T]):
         return self.modules
 
 
+class ExternalModule(Module[Any]):
+    """A module that runs in module servers, behind gRPC (proto/.../module_service.proto).
+
+    A phase that holds nothing else is run by `broker-pipeline bridge`; inside other modules the
+    worker calls the servers itself.
+
+    Args:
+        name: as it stands in the journey.
+        target: where the servers are: `host:port`; `dns:///name:port`, all addresses of the name;
+            `registry:///name`, those that announce themselves in the broker; or a proxy's address.
+        options: how they are called.
+        replicas: with FIRST_WINS: a package runs on so many servers at once, and the first result
+            wins; an ERROR only where there is nothing better.
+        stateful: whether it is a `StatefulModule` there; the state travels along and is kept here.
+    """
+
+    options: ExternalOptions = ExternalOptions()
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        target: str,
+        options: ExternalOptions | None = None,
+        replicas: int = 1,
+        stateful: bool = False,
+    ) -> None:
+        super().__init__(name=name, options=options)
+        self.target = target
+        self.replicas = replicas
+        self.stateful = stateful
+
+
 def walk(modules: Sequence[Module[Any]], path: str = "") -> Iterator[tuple[str, Module[Any]]]:
     """Every module at any depth with its path: positions joined by '.', such as '0.1'."""
     for position, module in enumerate(modules):
@@ -232,6 +375,16 @@ def _type_argument(cls: type, position: int) -> type | None:
     return None
 
 
-def state_type(module: StatefulModule[Any, Any]) -> type | None:
-    """The class of a stateful module's state, from its type arguments; None if it does not say."""
-    return _type_argument(type(module), 1)
+def is_stateful(module: object) -> bool:
+    """Whether a module has a state that workers keep for it."""
+    if isinstance(module, ExternalModule):
+        return bool(module.stateful)
+    return isinstance(module, StatefulModule)
+
+
+def state_type(module: Module[Any]) -> type | None:
+    """The class of a stateful module's state, from its type arguments; None if it does not say.
+
+    That of a module elsewhere is bytes, which only its servers understand.
+    """
+    return bytes if isinstance(module, ExternalModule) else _type_argument(type(module), 1)

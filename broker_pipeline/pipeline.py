@@ -8,14 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from google.protobuf.message import Message
 
+from broker_pipeline.batch_checks import batch_faults, neighbour_faults
 from broker_pipeline.errors import DeclarationError
 from broker_pipeline.journey import Mode
-from broker_pipeline.modules import Module, StatefulModule, walk
+from broker_pipeline.modules import (
+    CombinationModule,
+    ExternalModule,
+    ExternalOptions,
+    Method,
+    Module,
+    Tls,
+    is_stateful,
+    walk,
+)
+from broker_pipeline.target_address import parse_target
 
 # Names become subject tokens, parts of stream and consumer names, metric labels and file names.
 NAME = re.compile(r"[A-Za-z0-9_-]{1,48}")
@@ -25,6 +36,8 @@ REPLAY_WINDOW_S_MIN = 120.0
 """The broker's dedup window: when it starts it learns message ids again from what is stored."""
 LOG_BYTES_MIN = 1 << 20
 """A message may have 1 MiB by the broker's default; a smaller log could not hold one."""
+LARGE_PAYLOAD_BYTES_MIN = 1024
+"""An object costs several messages and their answers: for less it is never worth it."""
 DEPTH_MAX = 32
 """Levels of modules in modules. Protobuf reads 100 levels of records, a few of which are ours."""
 
@@ -50,7 +63,14 @@ class Phase:
     @property
     def stateful(self) -> bool:
         """Whether a module of the phase, at any depth, has a state."""
-        return any(isinstance(module, StatefulModule) for _, module in walk(self.modules))
+        return any(is_stateful(module) for _, module in walk(self.modules))
+
+    @property
+    def external(self) -> bool:
+        """Whether all that runs in it are `ExternalModule`s: then a bridge runs it."""
+        found = [module for _, module in walk(self.modules)]
+        bridged = all(isinstance(each, ExternalModule | CombinationModule) for each in found)
+        return bridged and any(isinstance(each, ExternalModule) for each in found)
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,9 @@ class Pipeline:
         log_bytes_max: the size of the log above which nothing new is taken: producers are refused
             until there is room again. While they are, it may take a multiple of that for what is
             inside (ADR 12). None: no bound but the disk and the account.
+        large_payload_bytes: larger payloads are kept as objects beside the log, and their packages
+            travel with a reference; modules and readers notice nothing. None: those that do not
+            leave room for a journey in the broker's largest message.
         payload_types: payload classes that no module names as its type argument.
 
     Raises:
@@ -113,6 +136,7 @@ class Pipeline:
         producer_gap_s: float = 2.0,
         replay_window_s: float = 3600.0,
         log_bytes_max: int | None = None,
+        large_payload_bytes: int | None = None,
         payload_types: Iterable[type] = (),
     ) -> None:
         self.name = name
@@ -121,6 +145,7 @@ class Pipeline:
         self.producer_gap_s = producer_gap_s
         self.replay_window_s = replay_window_s
         self.log_bytes_max = log_bytes_max
+        self.large_payload_bytes = large_payload_bytes
         self.declared_types = tuple(payload_types)
         faults = list(_faults(self, controllers))
         if faults:
@@ -185,6 +210,12 @@ def _log_faults(pipeline: Pipeline) -> Iterable[str]:
             f"BP103 log_bytes_max is {size!r}; expected at least {LOG_BYTES_MIN} bytes, or None: "
             f"no bound"
         )
+    large = pipeline.large_payload_bytes
+    if large is not None and (not isinstance(large, int) or large < LARGE_PAYLOAD_BYTES_MIN):
+        yield (
+            f"BP103 large_payload_bytes is {large!r}; expected at least {LARGE_PAYLOAD_BYTES_MIN} "
+            f"bytes, or None: what does not fit into a message"
+        )
 
 
 def _controller_faults(controller: Controller) -> Iterable[str]:
@@ -242,15 +273,20 @@ def _phase_faults(controller: Controller, phase: Phase) -> Iterable[str]:
             yield f"BP109 {where} holds {module!r} inside another module; expected a Module"
             continue
         yield from _module_faults(controller, where, module)
+    yield from neighbour_faults(where, phase.modules)
 
 
 def _module_faults(controller: Controller, where: str, module: Module[Any]) -> Iterable[str]:
-    if isinstance(module, StatefulModule) and controller.mode is not Mode.NOT_PARALLEL:
+    if is_stateful(module) and controller.mode is not Mode.NOT_PARALLEL:
         yield (
             f"BP105 {module.name!r} in {where} is stateful and the mode is {controller.mode}; "
             f"a state is a fold over packages one after the other: make the controller NOT_PARALLEL"
         )
     options = module.options
+    if isinstance(module, ExternalModule) and not isinstance(options, ExternalOptions):
+        kind = type(options).__name__
+        yield f"BP114 options of {module.name!r} in {where} are {kind}; expected ExternalOptions"
+        return
     if options.timeout_s is not None and not _is_seconds(options.timeout_s):
         yield (
             f"BP108 timeout_s of {module.name!r} in {where} is {options.timeout_s!r}; expected "
@@ -261,6 +297,49 @@ def _module_faults(controller: Controller, where: str, module: Module[Any]) -> I
             f"BP108 isolation of {module.name!r} in {where} is {options.isolation!r}; expected "
             f"'thread' or 'process'"
         )
+    if isinstance(module, ExternalModule):
+        yield from _external_faults(
+            controller, f"external module {module.name!r} in {where}", module
+        )
+    yield from batch_faults(f"{module.name!r} in {where}", module)
+
+
+def _external_faults(controller: Controller, who: str, module: ExternalModule) -> Iterable[str]:
+    try:
+        parse_target(module.target)
+    except ValueError as error:
+        yield f"BP112 {who} cannot be called: {error}"
+    replicas = module.replicas
+    if not isinstance(replicas, int) or replicas < 1:
+        yield f"BP113 replicas of {who} is {replicas!r}; expected at least 1"
+    elif replicas > 1 and module.stateful:
+        yield (
+            f"BP115 {who} is stateful and has replicas={replicas}: each server would leave a state "
+            f"of its own; leave replicas out"
+        )
+    elif replicas > 1 and controller.mode is not Mode.FIRST_WINS:
+        yield (
+            f"BP113 {who} has replicas={replicas} and the mode is {controller.mode}; servers race "
+            f"where the first result wins: make the controller FIRST_WINS, or leave replicas out"
+        )
+    if module.options.isolation == "process":
+        yield (
+            f"BP108 isolation of {who} is 'process'; it runs in its servers' processes: leave "
+            f"isolation out"
+        )
+    yield from _calling_faults(who, module.options)
+
+
+def _calling_faults(who: str, options: ExternalOptions) -> Iterable[str]:
+    if options.method not in get_args(Method):
+        yield f"BP114 method of {who} is {options.method!r}; expected 'stream' or 'run'"
+    if not isinstance(options.streams, int) or options.streams < 1:
+        yield f"BP114 streams of {who} is {options.streams!r}; expected at least 1"
+    if not isinstance(options.tls, Tls | None):
+        yield f"BP114 tls of {who} is {options.tls!r}; expected a Tls, or None: plaintext"
+    if not isinstance(options.token, str | None):
+        kind = type(options.token).__name__
+        yield f"BP114 token of {who} is a {kind}; expected text, or None: none is shown"
 
 
 def _is_seconds(value: object) -> bool:

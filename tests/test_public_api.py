@@ -13,6 +13,8 @@ NAMES = {
     "Controller",
     "DataPackage",
     "ExecutionModule",
+    "ExternalModule",
+    "ExternalOptions",
     "Instance",
     "Mode",
     "ModuleOptions",
@@ -21,7 +23,9 @@ NAMES = {
     "Pipeline",
     "Run",
     "StatefulModule",
+    "Tls",
     "connect",
+    "serve",
 }
 
 

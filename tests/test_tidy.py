@@ -14,7 +14,18 @@ LAYERS = [
     {"client", "runtime", "debug", "testing"},
     {"external", "broker", "observe"},
     {"core"},
-    {"pipeline", "package", "modules", "codecs", "journey", "errors", "_proto", "target"},
+    {
+        "pipeline",
+        "package",
+        "modules",
+        "codecs",
+        "journey",
+        "errors",
+        "_proto",
+        "target",
+        "target_address",
+        "batch_checks",
+    },
 ]
 """Imports run down, or stay within a layer. `__init__` and `__main__` may import everything."""
 PURE_BANS = {

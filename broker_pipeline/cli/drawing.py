@@ -46,7 +46,7 @@ def as_mermaid(plan: Plan) -> str:
         names = []
         for place, phase in enumerate(controller.phases):
             names.append(f"c{number}p{place}")
-            modules = "<br/>".join(_quoted(module.name) for module in phase.modules)
+            modules = "<br/>".join(_quoted(_titled(module)) for module in phase.modules)
             lines.append(f'    {names[-1]}["<b>{_quoted(phase.name)}</b><br/>{modules}"]')
         lines.append("  end")
         for name in names:
@@ -82,9 +82,20 @@ def _rules(controller: ControllerPlan) -> str:
 
 def _module_lines(modules: Sequence[ModulePlan], depth: int) -> Iterator[str]:
     for module in modules:
-        kind = "" if module.kind == "execution" else f" ({module.kind})"
+        kind = "" if module.kind == "execution" else f" ({_kind(module)})"
         yield f"{INDENT * depth}{module.name}{kind}"
         yield from _module_lines(module.modules, depth + 1)
+
+
+def _kind(module: ModulePlan) -> str:
+    if module.kind != "external":
+        return module.kind
+    return f"external, {'stateful, ' if module.stateful else ''}{module.target}"
+
+
+def _titled(module: ModulePlan) -> str:
+    """A module in a flowchart: one that runs elsewhere says where."""
+    return f"{module.name}: {module.target}" if module.kind == "external" else module.name
 
 
 def _quoted(text: str) -> str:

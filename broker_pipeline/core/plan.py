@@ -18,6 +18,7 @@ from broker_pipeline.journey import NS, Mode
 from broker_pipeline.modules import (
     CombinationModule,
     ConditionModule,
+    ExternalModule,
     Module,
     StatefulModule,
 )
@@ -42,11 +43,14 @@ LANES_MAX = 1000
 
 
 class ModulePlan(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A module by name and kind, with the modules inside it."""
+    """A module by name and kind, with the modules inside it. Of an external one: where its servers
+    are, and whether it has a state. No leader decides anything by it."""
 
     name: str
     kind: str
     modules: tuple[ModulePlan, ...] = ()
+    target: str = ""
+    stateful: bool = False
 
 
 class PhasePlan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,6 +62,12 @@ class PhasePlan(msgspec.Struct, frozen=True, omit_defaults=True):
     max_deliver: _Positive
     stateful: bool = False
     lanes: Annotated[int, msgspec.Meta(ge=0, le=LANES_MAX)] = 0
+
+    @property
+    def external(self) -> bool:
+        """See `Phase.external`."""
+        kinds = {module.kind for each in self.modules for module in _all(each)}
+        return "external" in kinds and kinds <= {"external", "combination"}
 
 
 class ControllerPlan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -223,6 +233,10 @@ def _module(module: Module[Any]) -> ModulePlan:
     kind = next((label for base, label in kinds if isinstance(module, base)), "execution")
     if isinstance(module, CombinationModule):
         kind = "combination"
+    if isinstance(module, ExternalModule):
+        return ModulePlan(
+            module.name, "external", target=module.target, stateful=bool(module.stateful)
+        )
     return ModulePlan(module.name, kind, tuple(_module(child) for child in module.children))
 
 
@@ -272,6 +286,13 @@ def _lanes(count: int) -> str:
     return f"{count} lanes, as that of a stateful phase" if count else "no lanes"
 
 
+def _all(module: ModulePlan) -> Iterator[ModulePlan]:
+    """A module and those at any depth inside it."""
+    yield module
+    for inner in module.modules:
+        yield from _all(inner)
+
+
 def _with_state(modules: Iterable[ModulePlan], inside: str = "") -> list[str]:
     """The modules that have a state, each with its place: under that it is stored."""
     found = []
@@ -279,6 +300,8 @@ def _with_state(modules: Iterable[ModulePlan], inside: str = "") -> list[str]:
         place = f"{inside}{position}"
         if module.kind == "stateful":
             found.append(f"{module.name} at {place}")
+        elif module.stateful:  # only its servers can read that state
+            found.append(f"external {module.name} at {place}")
         found += _with_state(module.modules, f"{place}.")
     return found
 
@@ -328,5 +351,6 @@ def topology(plan: Plan, shard: int = 0) -> list[tuple[str, str, str]]:
             if len(found) > 1:
                 queue = f"{subjects.work}{controller.name}.{phase.name}"
                 consumer, filter = f"{consumer} to {phase.lanes - 1}", f"{queue}.<lane>.>"
-            rows.append((f"worker {controller.name}.{phase.name}", consumer, filter))
+            reader = "bridge" if phase.external else "worker"
+            rows.append((f"{reader} {controller.name}.{phase.name}", consumer, filter))
     return rows

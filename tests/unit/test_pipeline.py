@@ -10,8 +10,11 @@ from broker_pipeline.modules import (
     CombinationModule,
     ConditionModule,
     ExecutionModule,
+    ExternalModule,
+    ExternalOptions,
     ModuleOptions,
     StatefulModule,
+    Tls,
 )
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 
@@ -43,6 +46,44 @@ def controller(name="c", *phases, **changes):
 def stepped(**options):
     """A controller whose module has these options."""
     return controller("c", phase(modules=[Step(options=ModuleOptions(**options))]))
+
+
+def external(mode=Mode.NO_ORDER, **changes):
+    """A controller with an external module that is all right, but for the changes."""
+    given = {"target": "registry:///asr", **changes}
+    return controller("c", phase(modules=[ExternalModule("asr", **given)]), mode=mode)
+
+
+def called(**options):
+    """Likewise, with these options."""
+    return external(options=ExternalOptions(**options))
+
+
+class Batch(ExecutionModule[Word]):
+    """Does nothing, to many."""
+
+    def execute_batch(self, packages, runs):
+        """Do nothing."""
+
+
+class Alone(Step):
+    """Runs in a process of its own."""
+
+    options = ModuleOptions(isolation="process")
+
+
+def batching(*others, **options):
+    """A controller whose module gets batches and has these options, beside others."""
+    return controller("c", phase(modules=[Batch(options=ModuleOptions(**options)), *others]))
+
+
+def held(kind, *arguments, **options):
+    """A controller with a module of this kind."""
+    module = kind(*arguments, options=ModuleOptions(**options))
+    return controller("c", phase(modules=[module]), mode=Mode.NOT_PARALLEL)
+
+
+ELSEWHERE = ExternalModule("far", target="far:1", options=ExternalOptions(max_batch=2))
 
 
 def codes(name="talk", controllers=None, **changes):
@@ -102,6 +143,23 @@ NESTED = CombinationModule([ConditionModule(Count(), condition=bool)])
         (codes(controllers=[stepped(timeout_s=0)]), ["BP108"]),
         (codes(controllers=[stepped(timeout_s="1")]), ["BP108"]),
         (codes(controllers=[stepped(isolation="cellar")]), ["BP108"]),
+        (codes(controllers=[stepped(max_batch=2)]), ["BP108"]),  # has no execute_batch
+        (codes(controllers=[batching(max_batch=2)]), []),
+        (codes(controllers=[batching(max_batch=1024, max_delay_ms=1000)]), []),
+        (codes(controllers=[batching(max_batch=0)]), ["BP108"]),
+        (codes(controllers=[batching(max_batch=1025)]), ["BP108"]),
+        (codes(controllers=[batching(max_batch="2")]), ["BP108"]),
+        (codes(controllers=[batching(max_batch=2, max_delay_ms=-1)]), ["BP108"]),
+        (codes(controllers=[batching(max_batch=2, max_delay_ms=1001)]), ["BP108"]),
+        (codes(controllers=[batching(max_batch=2, max_delay_ms="5")]), ["BP108"]),
+        (codes(controllers=[batching(max_delay_ms=5)]), ["BP108"]),  # waits for nobody
+        (codes(controllers=[batching(max_batch=2, use_mutex=True)]), ["BP108"]),
+        (codes(controllers=[batching(max_batch=2, isolation="process")]), ["BP108"]),
+        (codes(controllers=[batching(Alone(), max_batch=2)]), ["BP108"]),
+        (codes(controllers=[held(Count, max_batch=2)]), ["BP108"]),
+        (codes(controllers=[held(CombinationModule, [Step()], max_batch=2)]), ["BP108"]),
+        (codes(controllers=[held(ConditionModule, max_batch=2)]), ["BP108"]),
+        (codes(controllers=[controller("c", phase(modules=[ELSEWHERE]))]), ["BP108"]),
         (codes(controllers=[phase()]), ["BP109"]),
         (codes(controllers=controller()), ["BP109"]),
         (codes(controllers=[controller("c", Step())]), ["BP109"]),
@@ -114,6 +172,43 @@ NESTED = CombinationModule([ConditionModule(Count(), condition=bool)])
             codes(controllers=[controller("c", phase(modules=[CombinationModule(["x"])]))]),
             ["BP109"],
         ),
+        (codes(controllers=[external(stateful=True)]), ["BP105"]),
+        (codes(controllers=[called(isolation="process")]), ["BP108"]),
+        (codes(controllers=[called(timeout_s=-1)]), ["BP108"]),
+        *[
+            (codes(controllers=[external(target=target)]), ["BP112"])
+            for target in (
+                "",
+                "gpu",
+                "gpu:",
+                ":50051",
+                "gpu:0",
+                "gpu:65536",
+                "gpu:http",
+                "http://gpu:50051",
+                "dns:gpu:50051",
+                "dns:///gpu",
+                "registry://asr",
+                "registry:///",
+                "registry:///" + "a" * 129,
+                "a b:1",
+                "::1:50051",
+                "gpu:50051\n",
+                None,
+                50051,
+            )
+        ],
+        (codes(controllers=[external(replicas=0)]), ["BP113"]),
+        (codes(controllers=[external(replicas="2")]), ["BP113"]),
+        (codes(controllers=[external(replicas=2)]), ["BP113"]),
+        (codes(controllers=[external(Mode.NOT_PARALLEL, replicas=2, stateful=True)]), ["BP115"]),
+        (codes(controllers=[external(options=ModuleOptions())]), ["BP114"]),
+        (codes(controllers=[external(options={"timeout_s": 1})]), ["BP114"]),
+        (codes(controllers=[called(method="ask")]), ["BP114"]),
+        (codes(controllers=[called(streams=0)]), ["BP114"]),
+        (codes(controllers=[called(streams=2.0)]), ["BP114"]),
+        (codes(controllers=[called(tls=True)]), ["BP114"]),
+        (codes(controllers=[called(token=b"secret")]), ["BP114"]),
     ],
 )
 def test_a_fault_is_told_with_its_code(found, expected):
@@ -131,6 +226,21 @@ def test_a_fault_is_told_with_its_code(found, expected):
         stepped(timeout_s=0.5, isolation="process"),
         controller("c", phase(modules=[NESTED])),
         controller("c", phase(modules=(Step(),), ack_wait_s=1)),
+        *[
+            external(target=target)
+            for target in (
+                "gpu:50051",
+                "10.0.0.7:1",
+                "[::1]:65535",
+                "dns:///asr.svc:50051",
+                "dns:///[2001:db8::1]:443",
+                "registry:///asr",
+                "registry:///speech to text",
+            )
+        ],
+        external(Mode.FIRST_WINS, replicas=3),
+        external(Mode.NOT_PARALLEL, stateful=True),
+        called(method="run", streams=4, tls=Tls(ca="ca.pem"), token="t", idempotent=True),
     ],
 )
 def test_what_is_right_is_built(good):
@@ -184,6 +294,26 @@ def test_a_phase_is_stateful_if_a_module_at_any_depth_is():
     """Inside a condition inside a combination too."""
     assert phase(modules=[NESTED]).stateful
     assert not phase().stateful
+
+
+def test_a_phase_is_external_if_nothing_runs_in_the_worker_itself():
+    """External modules, and combinations of them; a condition is code of ours."""
+    asr = ExternalModule("asr", target="gpu:1", stateful=True)
+    both = phase(modules=[CombinationModule([asr, CombinationModule([asr])]), asr])
+    assert both.external
+    assert both.stateful
+    for modules in (
+        [Step()], [asr, Step()], [CombinationModule([])], [CombinationModule([asr, Step()])],
+        [ConditionModule(asr, condition=bool)],
+    ):  # fmt: skip
+        assert not phase(modules=modules).external
+
+
+def test_a_token_is_not_told():
+    """A fault is printed, and logged."""
+    with pytest.raises(DeclarationError) as caught:
+        Pipeline("talk", [called(token=b"secret")])
+    assert "secret" not in str(caught.value)
 
 
 def test_a_payload_type_that_needs_no_declaration_is_refused():

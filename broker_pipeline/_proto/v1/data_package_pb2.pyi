@@ -58,7 +58,7 @@ class Error(_message.Message):
     def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., host: _Optional[str] = ..., worker: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
 class ModuleRecord(_message.Message):
-    __slots__ = ("name", "status", "start_offset_ns", "waiting_time_ns", "total_time_ns", "message", "error", "sub_modules")
+    __slots__ = ("name", "status", "start_offset_ns", "waiting_time_ns", "total_time_ns", "message", "error", "sub_modules", "server")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     START_OFFSET_NS_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class ModuleRecord(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     SUB_MODULES_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
     name: str
     status: Status
     start_offset_ns: int
@@ -75,7 +76,8 @@ class ModuleRecord(_message.Message):
     message: str
     error: int
     sub_modules: _containers.RepeatedCompositeFieldContainer[ModuleRecord]
-    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., start_offset_ns: _Optional[int] = ..., waiting_time_ns: _Optional[int] = ..., total_time_ns: _Optional[int] = ..., message: _Optional[str] = ..., error: _Optional[int] = ..., sub_modules: _Optional[_Iterable[_Union[ModuleRecord, _Mapping]]] = ...) -> None: ...
+    server: str
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., start_offset_ns: _Optional[int] = ..., waiting_time_ns: _Optional[int] = ..., total_time_ns: _Optional[int] = ..., message: _Optional[str] = ..., error: _Optional[int] = ..., sub_modules: _Optional[_Iterable[_Union[ModuleRecord, _Mapping]]] = ..., server: _Optional[str] = ...) -> None: ...
 
 class PhaseRecord(_message.Message):
     __slots__ = ("name", "status", "worker", "start_time_ns", "total_time_ns", "modules", "state_stream_seq")
@@ -119,8 +121,18 @@ class ControllerRecord(_message.Message):
     previous_sequences: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, name: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., sequence: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., start_time_ns: _Optional[int] = ..., input_waiting_time_ns: _Optional[int] = ..., output_waiting_time_ns: _Optional[int] = ..., total_time_ns: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[PhaseRecord, _Mapping]]] = ..., previous_sequences: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class PayloadReference(_message.Message):
+    __slots__ = ("bucket", "object", "size")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    bucket: str
+    object: str
+    size: int
+    def __init__(self, bucket: _Optional[str] = ..., object: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
 class DataPackage(_message.Message):
-    __slots__ = ("id", "pipeline", "shard", "instance", "epoch", "sequence", "content_type", "data", "attributes", "outcome", "start_time_ns", "end_time_ns", "controllers", "errors")
+    __slots__ = ("id", "pipeline", "shard", "instance", "epoch", "sequence", "content_type", "data", "attributes", "outcome", "start_time_ns", "end_time_ns", "controllers", "errors", "reference")
     class AttributesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +154,7 @@ class DataPackage(_message.Message):
     END_TIME_NS_FIELD_NUMBER: _ClassVar[int]
     CONTROLLERS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
     id: int
     pipeline: str
     shard: int
@@ -156,4 +169,5 @@ class DataPackage(_message.Message):
     end_time_ns: int
     controllers: _containers.RepeatedCompositeFieldContainer[ControllerRecord]
     errors: _containers.RepeatedCompositeFieldContainer[Error]
-    def __init__(self, id: _Optional[int] = ..., pipeline: _Optional[str] = ..., shard: _Optional[int] = ..., instance: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., content_type: _Optional[str] = ..., data: _Optional[bytes] = ..., attributes: _Optional[_Mapping[str, str]] = ..., outcome: _Optional[_Union[Status, str]] = ..., start_time_ns: _Optional[int] = ..., end_time_ns: _Optional[int] = ..., controllers: _Optional[_Iterable[_Union[ControllerRecord, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[Error, _Mapping]]] = ...) -> None: ...
+    reference: PayloadReference
+    def __init__(self, id: _Optional[int] = ..., pipeline: _Optional[str] = ..., shard: _Optional[int] = ..., instance: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., content_type: _Optional[str] = ..., data: _Optional[bytes] = ..., attributes: _Optional[_Mapping[str, str]] = ..., outcome: _Optional[_Union[Status, str]] = ..., start_time_ns: _Optional[int] = ..., end_time_ns: _Optional[int] = ..., controllers: _Optional[_Iterable[_Union[ControllerRecord, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[Error, _Mapping]]] = ..., reference: _Optional[_Union[PayloadReference, _Mapping]] = ...) -> None: ...

@@ -31,6 +31,7 @@ from broker_pipeline.modules import (
     CombinationModule,
     ConditionModule,
     ExecutionModule,
+    ExternalModule,
     StatefulModule,
 )
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
@@ -131,6 +132,40 @@ def test_a_module_with_a_state_does_not_come_into_or_leave_a_running_phase():
         said = f"what has a state in 'c.p' was ['sum at 1.0'] and would be {states}"
         assert said in unfollowable(was, now)
         assert unfollowable(now, was)
+
+
+def bridged(*modules, **more):
+    """A pipeline of one phase with an external module at the end of it."""
+    asr = ExternalModule("asr", target="registry:///asr", **more)
+    return Pipeline("talk", [Controller("c", [Phase("p", [*modules, CombinationModule([asr])])])])
+
+
+def test_an_external_module_is_told_with_its_target_and_asks_for_no_newer_rules():
+    """No leader decides by it: an older one reads past what it does not know."""
+    plan = compile_plan(bridged())
+    asr = plan.phase("c", "p").modules[0].modules[0]
+    assert (asr.kind, asr.target, asr.stateful) == ("external", "registry:///asr", False)
+    assert plan.version == 1
+    assert Plan.from_bytes(plan.to_bytes()) == plan
+    assert b'"target"' not in compile_plan(declare()).to_bytes()
+
+
+def test_an_external_phase_is_read_by_a_bridge():
+    """One with a module of its own by a worker."""
+    assert topology(compile_plan(bridged()))[1][0] == "bridge c.p"
+    assert topology(compile_plan(bridged(Step())))[1][0] == "worker c.p"
+
+
+def test_an_external_module_with_a_state_moves_no_more_than_another():
+    """And its state is none that a module here could read, nor the other way round."""
+    there = compile_plan(bridged(stateful=True))
+    here = compile_plan(counted(CombinationModule([Count(name="asr")])))
+    assert there.version == 2
+    assert unfollowable(there, compile_plan(bridged(stateful=True))) == []
+    assert unfollowable(there, here) == [
+        "what has a state in 'c.p' was ['external asr at 0.0'] and would be ['asr at 0.0']"
+    ]
+    assert unfollowable(there, compile_plan(bridged(Step(), stateful=True)))
 
 
 def test_a_phase_whose_lanes_change_cannot_be_followed():

@@ -1,0 +1,1 @@
+"""gRPC: calling module servers and being one. The only place that knows gRPC."""
