@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from broker_pipeline import codecs
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.errors import MalformedPackageError
+from broker_pipeline.errors import MalformedPackageError, PayloadGoneError
 from broker_pipeline.journey import (
     NS,
     ControllerRecord,
@@ -94,11 +94,17 @@ class DataPackage(Generic[T]):
     # -- the payload ----------------------------------------------------------------------------
     @property
     def data(self) -> T:
-        """The payload. Raises PayloadError where the bytes are not what they are said to be."""
+        """The payload.
+
+        Raises:
+            PayloadError: the bytes are not what they are said to be.
+            PayloadGoneError: it was kept as an object, which could not be read.
+        """
         if self._value is _MISSING or not codecs.matches(self._value, self._expected):
             if self._value is not _MISSING:
                 self.encode()
             envelope = self.envelope
+            self.require_payload()
             self._value = codecs.decode(
                 envelope.data, envelope.content_type, self._expected, self._types
             )
@@ -109,6 +115,19 @@ class DataPackage(Generic[T]):
     def data(self, value: Any) -> None:
         self._value = value
         self._assigned = True
+
+    def require_payload(self) -> None:
+        """Raises PayloadGoneError where there is a reference in the place of the payload still:
+        whoever handed the package out could not read it."""
+        if self.envelope.HasField("reference"):
+            kept = self.envelope.reference
+            raise PayloadGoneError(
+                f"the payload of package {self.id} is not here: its {kept.size} bytes were to be "
+                f"in object {kept.object[:80]!r} of bucket {kept.bucket[:80]!r}, and could not be "
+                f"read; the log of who read it says why",
+                bucket=kept.bucket,
+                object=kept.object,
+            )
 
     def decode(self, expected: type[T]) -> T:
         """The payload as `expected`. Raises PayloadError where it is something else."""
@@ -125,6 +144,7 @@ class DataPackage(Generic[T]):
         if self._value is _MISSING or read_only:
             return
         envelope = self.envelope
+        envelope.ClearField("reference")
         said = envelope.content_type
         envelope.data, content_type = codecs.encode(self._value, said)
         # Reading a payload does not rename it: a reader may know less of its type than the writer.
@@ -135,6 +155,7 @@ class DataPackage(Generic[T]):
         """Set the payload to bytes that are encoded already."""
         self._value = _MISSING
         self.envelope.data = raw
+        self.envelope.ClearField("reference")
         self.envelope.content_type = content_type
 
     @property
@@ -144,7 +165,8 @@ class DataPackage(Generic[T]):
 
     @content_type.setter
     def content_type(self, value: str) -> None:
-        empty = self._value is _MISSING and not self.envelope.data
+        kept = self.envelope.HasField("reference")
+        empty = self._value is _MISSING and not self.envelope.data and not kept
         if empty or isinstance(self.data, bytes):  # the bytes are that already
             self.set_raw(b"" if empty else cast(bytes, self.data), value)
             return
@@ -235,6 +257,7 @@ class DataPackage(Generic[T]):
             "outcome": self.outcome and self.outcome.value,
             "content_type": envelope.content_type,
             "data": _readable(envelope.data, envelope.content_type),
+            **_kept(envelope),
             "attributes": dict(sorted(envelope.attributes.items())),
             "start_time": envelope.start_time_ns / NS,
             "end_time": end / NS if end else None,
@@ -262,6 +285,14 @@ def parse_envelope(raw: bytes) -> pb.DataPackage:
             f"Content-Type {CONTENT_TYPE!r}, or the message that proto/ describes",
             size=len(raw),
         ) from error
+
+
+def _kept(envelope: pb.DataPackage) -> dict[str, Any]:
+    """Where the payload is that is not in the package."""
+    if not envelope.HasField("reference"):
+        return {}
+    kept = envelope.reference
+    return {"reference": {"bucket": kept.bucket, "object": kept.object, "size": kept.size}}
 
 
 def _readable(raw: bytes, content_type: str) -> str:

@@ -367,6 +367,14 @@ class JetStreamBroker:
         """See `Broker.object_delete`."""
         await self._objects.delete(bucket, name)
 
+    async def oldest_object(self, bucket: str) -> int | None:
+        """See `Broker.oldest_object`."""
+        return await self._objects.oldest(bucket)
+
+    async def objects_purge(self, bucket: str, *, before: int) -> None:
+        """See `Broker.objects_purge`."""
+        await self._objects.purge(bucket, before)
+
     async def delete_object_bucket(self, name: str) -> None:
         """See `Broker.delete_object_bucket`."""
         await self.delete_stream(provision.object_stream(name))

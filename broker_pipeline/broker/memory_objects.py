@@ -29,9 +29,9 @@ class MemoryObjects:
 
     async def object_put(self: _Connected, bucket: str, name: str, data: bytes) -> None:
         """See `Broker.object_put`."""
-        self.server().object_bucket(bucket).set(
-            name, bytes(data), asyncio.get_running_loop().time()
-        )
+        server = self.server()
+        now = asyncio.get_running_loop().time()
+        server.object_bucket(bucket).set(name, bytes(data), now, server.now_ns())
 
     async def object_get(self: _Connected, bucket: str, name: str) -> bytes | None:
         """See `Broker.object_get`."""
@@ -40,7 +40,21 @@ class MemoryObjects:
 
     async def object_delete(self: _Connected, bucket: str, name: str) -> None:
         """See `Broker.object_delete`."""
-        self.server().object_bucket(bucket).set(name, None, asyncio.get_running_loop().time())
+        server = self.server()
+        now = asyncio.get_running_loop().time()
+        server.object_bucket(bucket).set(name, None, now, server.now_ns())
+
+    async def oldest_object(self: _Connected, bucket: str) -> int | None:
+        """See `Broker.oldest_object`."""
+        found = self.server().object_bucket(bucket)
+        return min(found.times(asyncio.get_running_loop().time()).values(), default=None)
+
+    async def objects_purge(self: _Connected, bucket: str, *, before: int) -> None:
+        """See `Broker.objects_purge`."""
+        found = self.server().object_bucket(bucket)
+        for name, put in found.times(asyncio.get_running_loop().time()).items():
+            if put < before:
+                found.erase(name)
 
 
 def ensure_bucket(buckets: dict[str, Bucket], name: str, ttl_s: float | None) -> Change:

@@ -252,11 +252,13 @@ def _size(message: Message, block: bytes) -> int:
 
 @dataclass
 class Value:
-    """What a key holds; `data` is None when it was removed."""
+    """What a key holds; `data` is None when it was removed. `time`: of objects, when they were put,
+    ns since the epoch."""
 
     data: bytes | None
     revision: int
     expires: float | None
+    time: int = 0
 
 
 class Bucket:
@@ -275,12 +277,12 @@ class Bucket:
             return None
         return value
 
-    def set(self, key: str, data: bytes | None, now: float) -> int:
+    def set(self, key: str, data: bytes | None, now: float, time: int = 0) -> int:
         """Set or remove it; its new revision."""
         self._revision += 1
         self._values.pop(key, None)  # keys are listed in the order of their last write
         expires = None if self.ttl_s is None else now + self.ttl_s
-        self._values[key] = Value(data, self._revision, expires)
+        self._values[key] = Value(data, self._revision, expires, time)
         return self._revision
 
     def value(self, key: str, now: float) -> Entry | None:
@@ -302,6 +304,11 @@ class Bucket:
     def erase(self, key: str) -> None:
         """Forget that there ever was such a key."""
         self._values.pop(key, None)
+
+    def times(self, now: float) -> dict[str, int]:
+        """When each of its keys was set, removed ones included."""
+        live = [(key, self.get(key, now)) for key in list(self._values)]
+        return {key: value.time for key, value in live if value is not None}
 
     def keys(self, now: float) -> list[str]:
         """The keys with a value."""

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from broker_pipeline.broker.api import (
+    NO_MESSAGE,
     SEQUENCE_IN_FLIGHT,
     WRONG_LAST_SEQUENCE,
     Answer,
@@ -212,6 +213,36 @@ class Objects:
             nuid = meta.nuid if meta else secrets.token_hex(11)
             gone = _Meta(name, bucket, nuid, 0, _now(), 0, "", deleted=True)
             await self._replace(bucket, name, gone)
+
+    async def oldest(self, bucket: str) -> int | None:
+        """See `Broker.oldest_object`."""
+        first = await self._first_from(bucket, 1)
+        return None if first is None else first.time
+
+    async def purge(self, bucket: str, before: int) -> None:
+        """See `Broker.objects_purge`: times never go back in a stream, and a meta comes behind its
+        chunks. So an object goes with its first message, or stays as a whole."""
+        state = await self._api.stream_state(object_stream(bucket))
+        low, high = state.first_seq, state.last_seq + 1
+        while low < high:  # the first message that is to stay is one of low to high
+            middle = (low + high) // 2
+            found = await self._first_from(bucket, middle)
+            if found is None or found.time >= before:
+                high = middle
+            else:
+                low = found.stream_seq + 1
+        if low > state.first_seq:
+            await self._api.request(f"STREAM.PURGE.{object_stream(bucket)}", {"seq": low}, Answer)
+
+    async def _first_from(self, bucket: str, stream_seq: int) -> Message | None:
+        """The first message at that place or behind it; some in between may be gone."""
+        body = {"seq": stream_seq, "next_by_subj": f"$O.{bucket}.>"}
+        try:
+            return await self._api.stored_message(object_stream(bucket), body)
+        except NotFoundError as error:
+            if error.values.get("err_code") == NO_MESSAGE:
+                return None
+            raise
 
     async def _last(self, bucket: str, name: str) -> Message | None:
         """The present meta message. Raises NotFoundError where there is no such bucket."""

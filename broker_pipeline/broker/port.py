@@ -350,8 +350,8 @@ class Broker(Protocol):
         """The keys with a value that begin with `prefix`."""
 
     async def kv_listed(self, bucket: str, prefix: str) -> list[str]:
-        """The keys below `prefix`, which ends with '.', by one cheap request, for asking often.
-        Those that were removed by `kv_delete` may be among them for as long as a value lasts."""
+        """The keys below `prefix`, which ends with '.' or is empty, by one cheap request, to ask
+        often. Those removed by `kv_delete` may be among them for as long as a value lasts."""
 
     async def kv_erase(self, bucket: str, key: str) -> None:
         """Remove the key with every trace of it, so that `kv_listed` has it no more."""
@@ -379,6 +379,14 @@ class Broker(Protocol):
 
     async def object_delete(self, bucket: str, name: str) -> None:
         """Remove it; one that does not exist is no error."""
+
+    async def oldest_object(self, bucket: str) -> int | None:
+        """When what is in the bucket for longest began to be stored, ns since the epoch, by the
+        broker's clock; None where nothing is. Raises NotFoundError."""
+
+    async def objects_purge(self, bucket: str, *, before: int) -> None:
+        """Remove every object that began to be stored before that time, ns since the epoch, by the
+        broker's clock; also what was left half stored. Raises NotFoundError."""
 
     async def delete_object_bucket(self, name: str) -> None:
         """Remove the bucket and all that is in it; one that does not exist is no error."""

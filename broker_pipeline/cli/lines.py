@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from broker_pipeline import codecs
-from broker_pipeline.errors import PayloadError
+from broker_pipeline.errors import PayloadError, PayloadGoneError
 from broker_pipeline.journey import NS, Outcome
 from broker_pipeline.package import DataPackage
 
@@ -34,10 +34,10 @@ def _said(package: DataPackage[Any]) -> str:
 
 def _payload(package: DataPackage[Any]) -> str:
     kind = package.content_type
-    if codecs.format_of(kind) is codecs.Format.RAW:
-        return f"<{len(package.data):,} bytes{' of ' + kind if kind else ''}>"
     try:
         data = package.data
-    except PayloadError as error:
+    except (PayloadError, PayloadGoneError) as error:
         return f"<{error}>"
+    if codecs.format_of(kind) is codecs.Format.RAW:
+        return f"<{len(data):,} bytes{' of ' + kind if kind else ''}>"
     return data if isinstance(data, str) else repr(data)

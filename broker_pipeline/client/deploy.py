@@ -17,6 +17,8 @@ from broker_pipeline.core.names import (
     log_subjects,
     module_bucket,
     object_bucket,
+    payload_bucket,
+    payload_mark_key,
     plan_key,
     snapshot_key,
     snapshot_stream,
@@ -192,7 +194,9 @@ async def _forget_older_log(broker: Broker, pipeline: str) -> None:
     await broker.kv_delete(STATE_BUCKET, plan_key(pipeline))
     await broker.kv_delete(STATE_BUCKET, snapshot_key(pipeline, SHARD))
     await broker.delete_stream(snapshot_stream(pipeline, SHARD))
+    await broker.kv_delete(STATE_BUCKET, payload_mark_key(pipeline, SHARD))
     await broker.delete_object_bucket(object_bucket(pipeline))
+    await broker.delete_object_bucket(payload_bucket(pipeline))
     for bucket in (module_bucket(pipeline), attempts_bucket(pipeline)):
         with contextlib.suppress(NotFoundError):
             for key in await broker.kv_keys(bucket):
@@ -242,6 +246,9 @@ async def _provision(broker: Broker, plan: Plan, replicas: int | None, changes: 
         objects = object_bucket(name)
         change = await broker.ensure_object_bucket(objects, ttl_s=kept_s, replicas=replicas)
         changes.note(f"object bucket {objects}", change)
+    payloads = payload_bucket(name)
+    change = await broker.ensure_object_bucket(payloads, replicas=replicas)
+    changes.note(f"object bucket {payloads}", change)
     attempts = attempts_bucket(name)
     change = await broker.ensure_bucket(attempts, ttl_s=ATTEMPTS_TTL_S, replicas=replicas)
     changes.note(f"bucket {attempts}", change)

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from broker_pipeline import codecs
+from broker_pipeline.broker.large_payloads import LargePayloads, Upload
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.client.deploy import SHARD, require_deployed
 from broker_pipeline.client.pipelining import each_in_order
@@ -71,6 +72,7 @@ class Instance:
         self._stream = stream_name(pipeline.name, SHARD)
         self._subject = ingress_subject(pipeline.name, self._token)
         self._log = Log(self._stream, wait_full_s, on_full)
+        self._payloads = LargePayloads(broker, pipeline.name, pipeline.large_payload_bytes)
         self._producer = Producer(
             broker,
             self._subject,
@@ -105,7 +107,8 @@ class Instance:
             content_type: what the bytes are; derived from `data` where it is empty.
 
         Raises:
-            PayloadTooLargeError: over the broker's limit; nothing was sent.
+            PayloadTooLargeError: over the broker's limit without its payload, or there is no
+                place for a large one; nothing was sent.
             PayloadError: `data` cannot be encoded; nothing was sent.
             LogFullError: the log is full, and was so for `wait_full_s`; it is not stored.
             PublishRefusedError: the broker did not store it for another reason.
@@ -118,7 +121,7 @@ class Instance:
                 "new one from client.instance() to begin its next life",
                 instance=self.name,
             )
-        raw, content_type = _encode(data, attributes, content_type)
+        raw, content_type = _encode(data, attributes, content_type, self._payloads)
         headers = {HEADER_CONTENT_TYPE: content_type} if content_type else {}
         ack = await self._producer.send(raw, headers)
         await self._sent.add(ack.stream_seq)
@@ -249,20 +252,30 @@ class Instance:
 
 
 def _encode(
-    data: Any, attributes: Mapping[str, str] | None, content_type: str
-) -> tuple[bytes, str]:
-    """The bytes of a message and their content type; an envelope where there are attributes."""
+    data: Any, attributes: Mapping[str, str] | None, content_type: str, payloads: LargePayloads
+) -> tuple[bytes | Upload, str]:
+    """The bytes of a message and their content type; an envelope where there are attributes, or
+    where the payload is large and travels by reference."""
     if isinstance(data, DataPackage):
         data.encode()
+        data.require_payload()
         attributes = {**data.attributes, **(attributes or {})}
         raw, content_type = data.envelope.data, content_type or data.content_type
     elif isinstance(data, bytes | bytearray | memoryview):
         raw = bytes(data)
     else:
         raw, content_type = codecs.encode(data, content_type)
-    if not attributes:
+    large = payloads.is_large(len(raw))
+    if not attributes and not large:
         return raw, content_type
-    package = DataPackage[Any](raw, content_type=content_type, attributes=attributes)
+    if content_type == CONTENT_TYPE and large:  # the bytes are a package
+        package = DataPackage[Any].from_bytes(raw)
+        package.attributes.update(attributes or {})
+        large = payloads.is_large(len(package.envelope.data))
+    else:
+        package = DataPackage[Any](raw, content_type=content_type, attributes=attributes)
+    if large:
+        return Upload(payloads, package.envelope), CONTENT_TYPE
     return package.to_bytes(), CONTENT_TYPE
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from broker_pipeline.broker.headers import check_size, encode
+from broker_pipeline.broker.large_payloads import Upload
 from broker_pipeline.broker.port import Broker, PubAck
 from broker_pipeline.broker.storage import WHY_SILENT
 from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER
@@ -101,8 +102,9 @@ class Producer:
         """Under which the controller knows it now."""
         return self._name
 
-    async def send(self, data: bytes, headers: Mapping[str, str]) -> PubAck:
-        """Send, and return when it is stored. Numbers are given in the order of the calls.
+    async def send(self, data: bytes | Upload, headers: Mapping[str, str]) -> PubAck:
+        """Send, and return when it is stored. Numbers are given in the order of the calls; large
+        payloads are stored beside each other meanwhile.
 
         Raises:
             PayloadTooLargeError, PayloadError: it cannot be sent; no number was used up.
@@ -112,14 +114,16 @@ class Producer:
             PublishTimeoutError: whether it is stored is not known.
             ConnectionLostError: it was never sent.
         """
-        async with self._turn:
-            # Behind one that waits for room none is sent: the controller would wait for it.
-            while self._wait_for_room or (
-                self._unanswered and self._last + 1 - next(iter(self._unanswered)) >= SPAN_MAX
-            ):
-                self._answered.clear()
-                await self._answered.wait()
-            message = self._next(data, headers)
+        uploading = None
+        if isinstance(data, Upload):
+            uploading = asyncio.create_task(self._upload(data), name=f"upload {self._name}")
+        try:
+            message = await self._in_turn(data, uploading, headers)
+        finally:
+            if uploading is not None:
+                uploading.cancel()
+                uploading.add_done_callback(lambda done: done.cancelled() or done.exception())
+                self._answered.set()  # the turn is free, also where no message came of it
         try:
             return await message.store()
         except BrokerError:
@@ -131,6 +135,42 @@ class Producer:
             self._unanswered.pop(message.number, None)
             self._active = self._loop.time()
             self._answered.set()
+
+    async def _in_turn(
+        self,
+        data: bytes | Upload,
+        uploading: asyncio.Task[bytes] | None,
+        headers: Mapping[str, str],
+    ) -> _Message:
+        """The message with its number."""
+        async with self._turn:
+            # Behind one that waits for room none is sent: the controller would wait for it.
+            while self._wait_for_room or (
+                self._unanswered and self._last + 1 - next(iter(self._unanswered)) >= SPAN_MAX
+            ):
+                self._answered.clear()
+                await self._answered.wait()
+            if uploading is None or not isinstance(data, Upload):
+                assert isinstance(data, bytes)
+                return self._next(data, headers)
+            message = self._next(await uploading, headers)
+            message.renew = data.message
+            return message
+
+    async def _upload(self, upload: Upload) -> bytes:
+        """The bytes of a package whose payload is stored; tried for as long as a message is."""
+        deadline = self._loop.time() + self._timeout_s
+        delay = RETRY_MIN_S
+        while True:
+            try:
+                return await upload.message()
+            except BrokerError as error:
+                again = error.retriable or getattr(error, "err_code", 0) in PASSING_REFUSALS
+                late = self._loop.time() + delay >= deadline
+                if not again or late or self._broker.lost.done():
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(RETRY_MAX_S, delay * 2)
 
     async def _turn_for_room(self, number: int) -> None:
         """Those that wait for room go in their order, or it would be lost when it is short."""
@@ -196,6 +236,7 @@ class _Message:
         self.name = ""
         self.waits_for_room: Callable[[], None] = lambda: None
         self.turn_for_room: Callable[[], Awaitable[None]] | None = None
+        self.renew: Callable[[], Awaitable[bytes]] | None = None
         self._log = log
         self._full_since = 0.0
         self._broker = broker
@@ -224,7 +265,7 @@ class _Message:
         while True:
             try:
                 return await self._attempt(deadline - self._loop.time())
-            except (PublishTimeoutError, ConnectionLostError) as error:
+            except (PublishTimeoutError, ConnectionLostError, BrokerUnavailableError) as error:
                 last: BrokerError = error
             except PublishRefusedError as error:
                 full = await self._full(error)
@@ -290,6 +331,8 @@ class _Message:
         return max(now, self._full_since + self._log.wait_full_s) + self._timeout_s
 
     async def _attempt(self, left_s: float) -> PubAck:
+        if self.renew is not None:  # what it refers to must still be there when it arrives
+            self._data = await self.renew()
         future = await self._broker.start_publish(
             self._subject,
             self._data,

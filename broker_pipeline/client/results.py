@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from broker_pipeline.broker.large_payloads import LargePayloads
 from broker_pipeline.broker.port import Broker, StreamState
 from broker_pipeline.client.deploy import SHARD, require_deployed
 from broker_pipeline.client.reader import Reader
@@ -19,10 +20,12 @@ from broker_pipeline.core.names import (
     stream_name,
 )
 from broker_pipeline.errors import (
+    BrokerError,
     ClientError,
     HistoryPurgedError,
     MalformedPackageError,
     NotFoundError,
+    PayloadGoneError,
 )
 from broker_pipeline.journey import Outcome
 from broker_pipeline.package import DataPackage
@@ -30,6 +33,10 @@ from broker_pipeline.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
+RETRY_MIN_S = 0.05
+RETRY_MAX_S = 1.0
+"""Before a payload is asked for again that the broker gave no answer about, doubling from the first
+to the last: a lost connection is waited for."""
 Seen = Callable[[int, int], None]
 """Takes `(package id, stream sequence at which it left)`."""
 
@@ -52,6 +59,9 @@ class ResultsReader:
     end: asyncio.Future[int] | None = None
     seen: Seen | None = None
     _open: set[Reader] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._payloads = LargePayloads(self.broker, self.pipeline.name)
 
     async def read(
         self, start: str, outcome: Outcome | None
@@ -77,10 +87,28 @@ class ResultsReader:
                 if after:
                     after = 0 if package_id == after else after
                 elif outcome is None or package.outcome is outcome:
+                    if package.envelope.HasField("reference"):
+                        await self._load(package)
                     yield package
         finally:
             self._open.discard(reader)
             await messages.aclose()
+
+    async def _load(self, package: DataPackage[Any]) -> None:
+        """Put a large payload back in its place; where it cannot be read, reading it says so."""
+        delay = RETRY_MIN_S
+        while True:
+            try:
+                await self._payloads.load(package.envelope)
+                return
+            except (PayloadGoneError, MalformedPackageError) as error:
+                log.warning("package %s is without its payload: %s", package.id, error)
+                return
+            except BrokerError as error:
+                if not error.retriable or self.broker.lost.done():
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(RETRY_MAX_S, delay * 2)
 
     def close(self) -> None:
         """End all readings."""

@@ -178,6 +178,13 @@ class ControllerState:
         """The lowest stream sequence whose bytes are needed again; None where none is."""
         return min((package.source for _, package in self.waiting_packages()), default=None)
 
+    def ids_inside(self) -> list[int]:
+        """The ids of the packages in it."""
+        ids = list(self.in_flight.values())
+        if self.waiting or self.release.holding:
+            ids += [package.id for _, package in self.waiting_packages()]
+        return ids
+
     def oldest_state_input(self, epoch: int) -> int | None:
         """From which stream sequence on the log is needed to compute the states again, in the life
         that began with `epoch`; None where there are none."""

@@ -42,7 +42,7 @@ _TOO_LONG = f"the name of an instance has more than {INSTANCE_BYTES_MAX} bytes"
 _COMPLETIONS = (Outcome.SUCCESS, Outcome.EXIT, Outcome.ERROR, Outcome.OUTDATED)
 PRODUCER_CHARS_MAX = 128
 """A producer's name is kept while its instance lives; a longer one counts as none."""
-_PRODUCERS_OWN = ("data", "content_type", "attributes")
+_PRODUCERS_OWN = ("data", "content_type", "attributes", "reference")
 _JOURNEY = tuple(
     name for name in pb.DataPackage.DESCRIPTOR.fields_by_name if name not in _PRODUCERS_OWN
 )

@@ -95,6 +95,15 @@ class InstanceState:
             sources += [floor for floor in floors if floor is not None]
         return min(sources, default=None)
 
+    def oldest_inside(self) -> int | None:
+        """The lowest id of the packages that are inside, or will be; None where there is none."""
+        ids = [event.stream_seq for event in self.parked]
+        for producer in self.producers.values():
+            ids += [held.stream_seq for held in producer.held.values()]
+        for state in self.controllers if self.inside else ():
+            ids += state.ids_inside()
+        return min(ids, default=None)
+
     def dump(self) -> InstanceSnapshot:
         """As it is stored."""
         return InstanceSnapshot(

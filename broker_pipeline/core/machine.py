@@ -10,7 +10,6 @@ next inside the machine: there is no message for it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import chain
 
 from broker_pipeline.core.ages import Ages, deadline_of
 from broker_pipeline.core.commands import Command, Dispatch, Emit, Entered, Left, PackageRef, Stamp
@@ -24,6 +23,7 @@ from broker_pipeline.core.events import (
     Opened,
 )
 from broker_pipeline.core.instance import InstanceState
+from broker_pipeline.core.oldest import Oldest
 from broker_pipeline.core.plan import Plan, unfollowable
 from broker_pipeline.core.producers import Held
 from broker_pipeline.core.release import Leaving
@@ -60,7 +60,7 @@ class Machine:
         self.ages = Ages()
         self.unplanned: list[Event] = []
         self.changed: dict[str, None] = {}
-        self._sources: dict[str, int] = {}
+        self._oldest = Oldest()
 
     # -- the only ways in -----------------------------------------------------------------------
     def step(self, event: Event) -> list[Command]:
@@ -95,24 +95,22 @@ class Machine:
 
     def oldest_source(self) -> int | None:
         """The lowest stream sequence whose bytes are needed again; None where none is."""
+        return self.oldest()[0]
+
+    def oldest(self) -> tuple[int | None, int | None]:
+        """The lowest stream sequence whose bytes are needed again, and the lowest id of the
+        packages that are inside; None where there is none."""
         for token in self.changed:  # what is known of the others still holds
-            instance = self.instances.get(token)
-            source = instance.oldest_source() if instance is not None else None
-            if source is None:
-                self._sources.pop(token, None)
-            else:
-                self._sources[token] = source
-        early = (event.stream_seq for event in self.unplanned)
-        return min(chain(self._sources.values(), early), default=None)
+            self._oldest.note(token, self.instances.get(token))
+        early = [event.stream_seq for event in self.unplanned]
+        return self._oldest.source(early), self._oldest.inside(early)
 
     def fill(self, instances: list[InstanceState]) -> None:
         """Take in what was stored, into an empty machine."""
         instances.sort(key=_by_activity)
         for instance in instances:
             self.instances[instance.token] = instance
-            source = instance.oldest_source()
-            if source is not None:
-                self._sources[instance.token] = source
+            self._oldest.note(instance.token, instance)
 
     def rebuild_ages(self) -> None:
         """Watch what waits; for a machine whose state was loaded, or whose plan has changed."""

@@ -191,6 +191,12 @@ LEASE_TTL_S = 2.0
 """A leader that is silent for so long has lost its shard, and a worker its lanes. Far below the
 dedup window."""
 
+SERVER_BUCKET = "bp_module_servers"
+"""Which module servers there are, for all pipelines; their values vanish when they are silent."""
+SERVER_TTL_S = 5.0
+"""A module server that is silent for so long is not there any more. Longer than a broker takes to
+come back, so that a short outage changes nothing."""
+
 
 def plan_key(pipeline: str) -> str:
     """The key of the deployed plan."""
@@ -205,6 +211,12 @@ def snapshot_key(pipeline: str, shard: int) -> str:
 def lease_key(pipeline: str, shard: int) -> str:
     """The key of a shard's lease."""
     return f"{pipeline}.{shard}"
+
+
+def servers_prefix(module: str) -> str:
+    """Before their ids, the keys of the servers of a module (SERVER_BUCKET). Raises ClientError
+    where the name is longer than an instance's may be."""
+    return f"{escape_instance(module)}."
 
 
 def presence_subject(pipeline: str, shard: int, holder: str) -> str:
@@ -237,6 +249,16 @@ def module_key(shard: int, controller: str, phase: str, token: str) -> str:
 def object_bucket(pipeline: str) -> str:
     """The objects of a pipeline: states that are larger than a message may be (docs/adr/0014)."""
     return f"bp_states_{pipeline}"
+
+
+def payload_bucket(pipeline: str) -> str:
+    """Payloads that are too large for a message, as objects (docs/adr/0023)."""
+    return f"bp_payloads_{pipeline}"
+
+
+def payload_mark_key(pipeline: str, shard: int) -> str:
+    """The key that says how far the cleaning of payloads has come (STATE_BUCKET)."""
+    return f"{pipeline}.{shard}.payloads"
 
 
 def attempts_bucket(pipeline: str) -> str:

@@ -57,6 +57,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         slices: oldest first; what a later one says of an instance is what counts.
+        oldest_inside: every package up to `applied` with a lower id has left; 0: not said, by an
+            older program.
     """
 
     version: int
@@ -65,6 +67,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     plan: bytes
     oldest_source: int
     slices: list[Slice]
+    oldest_inside: int = 0
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True):
@@ -138,7 +141,7 @@ class Chain:
     def take(self, machine: Machine) -> Taken:
         """Add a slice: what changed since the last, and what the oldest slices alone hold, if the
         chain gets long."""
-        oldest_source = machine.oldest_source() or machine.applied + 1
+        source, inside = machine.oldest()
         tokens, ended = self._due(machine)
         if len(tokens) == len(machine.instances):
             self._held.clear()
@@ -162,8 +165,9 @@ class Chain:
             applied=machine.applied,
             time=machine.time,
             plan=machine.plan.to_bytes() if machine.plan else b"",
-            oldest_source=oldest_source,
+            oldest_source=source or machine.applied + 1,
             slices=[held.slice for held in self._held],
+            oldest_inside=inside or machine.applied + 1,
         )
         packed = _pack(head)
         checksum = zlib.crc32(packed).to_bytes(_CHECKSUM_BYTES, "big")

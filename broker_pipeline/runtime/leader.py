@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.large_payloads import LargePayloads
 from broker_pipeline.broker.port import Broker, Message, OrderedPublisher, Subscription
 from broker_pipeline.core import snapshot
 from broker_pipeline.core.commands import Command
@@ -22,10 +23,11 @@ from broker_pipeline.core.names import HEADER_MSG_ID, Subjects, stream_name
 from broker_pipeline.errors import LeadershipLostError, PayloadTooLargeError, SnapshotError
 from broker_pipeline.journey import NS
 from broker_pipeline.runtime.lifecycle import unless_stopped
-from broker_pipeline.runtime.oversize import instead
+from broker_pipeline.runtime.oversize import instead, moved_out
 from broker_pipeline.runtime.payloads import WaitingMessages
 from broker_pipeline.runtime.retention import Retention
 from broker_pipeline.runtime.snapshots import SnapshotStore
+from broker_pipeline.runtime.sweeping import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,10 @@ class Leader:
         self._snapshots = SnapshotStore(broker, pipeline, shard)
         self._waiting = WaitingMessages(broker, self._stream)
         self._retention = Retention(broker, pipeline, shard, lambda: self.machine)
+        self._payloads = LargePayloads(broker, pipeline)
+        self._sweeper = Sweeper(
+            broker, pipeline, shard, lambda: self.machine, lambda: self._retention.head
+        )
         self._inbox: deque[Message] = deque()
         self._subscription: Subscription | None = None
         self._paused = False
@@ -106,7 +112,8 @@ class Leader:
         )
         await self._require_unpurged()
         housekeeping = asyncio.create_task(self._retention.run(), name=f"keep {self._stream}")
-        watched = (subscription.failed, publisher.failed, self._broker.lost, housekeeping)
+        sweeping = asyncio.create_task(self._sweeper.run(), name=f"sweep {self._stream}")
+        watched = (subscription.failed, publisher.failed, self._broker.lost, housekeeping, sweeping)
         stopping = asyncio.ensure_future(stop.wait())
         for future in (*watched, stopping):
             future.add_done_callback(lambda _: self._wake.set())
@@ -126,7 +133,7 @@ class Leader:
             await self._finish(publisher)
         finally:
             stopping.cancel()
-            for task in (self._saving, self._ticking, housekeeping):
+            for task in (self._saving, self._ticking, housekeeping, sweeping):
                 if task is not None:
                     task.cancel()
 
@@ -238,12 +245,14 @@ class Leader:
         try:
             await publisher.publish(subject, data, msg_id=msg_id)
         except PayloadTooLargeError as error:
-            # It arrived just below the limit and does not fit with its journey: it leaves as ERROR,
-            # for it would stop this leader and the next one too.
-            log.warning("message %d of %s leaves as ERROR: %s", source, self._stream, error)
-            subject, data, msg_id = instead(
-                self._subjects, self._stream, command, envelope, error, self._broker.max_payload
-            )
+            # It arrived just below the limit and does not fit with its journey.
+            if await moved_out(self._payloads, envelope, self._broker.max_payload):
+                data = envelope.SerializeToString()
+            else:  # it leaves as ERROR, for it would stop this leader and the next one too
+                log.warning("message %d of %s leaves as ERROR: %s", source, self._stream, error)
+                subject, data, msg_id = instead(
+                    self._subjects, self._stream, command, envelope, error, self._broker.max_payload
+                )
             await publisher.publish(subject, data, msg_id=msg_id)
 
     async def _envelope_of(self, stream_seq: int) -> pb.DataPackage:

@@ -1,18 +1,36 @@
-"""Packages that do not fit the broker's limit with what was added to them: they leave as ERROR."""
+"""Packages that do not fit the broker's limit with what was added to them: they go on by reference,
+and leave as ERROR where that does not help."""
 
 from __future__ import annotations
 
+import logging
+
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.large_payloads import LargePayloads, refer
 from broker_pipeline.core.commands import Command, Dispatch
 from broker_pipeline.core.names import Subjects, completion_id, emission_id
 from broker_pipeline.errors import PayloadTooLargeError
 from broker_pipeline.journey import STATUS_TO_PB, Outcome, Status
+
+log = logging.getLogger(__name__)
 
 HEADER_BYTES = 512
 """What a message's headers may take of the broker's limit."""
 TEXT_KEPT = 400
 """Characters of each text that stay where a package must be cut to who it is."""
 _ERROR = STATUS_TO_PB[Status.ERROR]
+
+
+async def moved_out(payloads: LargePayloads, envelope: pb.DataPackage, bytes_max: int) -> bool:
+    """Let a package go on by reference, if it fits without its payload; whether it does."""
+    if envelope.ByteSize() - len(envelope.data) > bytes_max - HEADER_BYTES:
+        return False
+    try:
+        refer(envelope, await payloads.put(envelope.data, f"{envelope.id}"))
+    except PayloadTooLargeError as error:
+        log.warning("package %d cannot go on by reference: %s", envelope.id, error)
+        return False
+    return True
 
 
 def instead(

@@ -77,9 +77,9 @@ class SnapshotStore:
                     raise
                 raise self._damaged(str(error)) from error
             self._places, self._revision = stored.parts, entry.revision
-            # An older program did not count what module states need.
-            oldest = machine.oldest_source() or machine.applied + 1
-            self.stored = msgspec.structs.replace(head, oldest_source=oldest)
+            # An older program did not count what module states need, nor what is inside.
+            source, inside = (each or machine.applied + 1 for each in machine.oldest())
+            self.stored = msgspec.structs.replace(head, oldest_source=source, oldest_inside=inside)
             return machine
         return Machine()
 

@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.broker.jetstream import JetStreamBroker, connect
 from broker_pipeline.broker.objects import CHUNK_BYTES, chunk_subject, meta_subject
-from broker_pipeline.broker.port import Broker, Change
+from broker_pipeline.broker.port import Broker, Change, StreamSpec
 from broker_pipeline.errors import NotFoundError, ObjectDamagedError, PublishRefusedError
 from tests.contract.waiting import Connect, until
 
@@ -87,6 +87,34 @@ async def test_a_bucket_that_is_deleted_or_missing_is_not_found(broker: Broker) 
         await broker.object_get("O", "x")
     with pytest.raises(NotFoundError):
         await broker.object_put("O", "x", b"1")
+
+
+async def test_objects_are_purged_by_when_they_were_put(broker: Broker) -> None:
+    """All that were put before a time, whole, and none that was put after it."""
+    await broker.ensure_object_bucket("O")
+    assert await broker.oldest_object("O") is None
+    await broker.objects_purge("O", before=1 << 62)
+    times = []
+    for n in range(4):
+        await broker.ensure_stream(StreamSpec("CLOCK", ("clock",)))
+        times.append(await broker.time_ns("CLOCK"))
+        await broker.object_put("O", f"x{n}", some(300_000, n))
+    assert times[0] <= (await broker.oldest_object("O") or 0) <= times[1]
+    await broker.object_delete("O", "x1")  # what is missing in between is no trouble
+    await broker.objects_purge("O", before=times[0])
+    assert await broker.object_get("O", "x0") == some(300_000, 0)
+    await broker.objects_purge("O", before=times[2])
+    assert [await broker.object_get("O", f"x{n}") for n in (0, 1)] == [None, None]
+    assert [await broker.object_get("O", f"x{n}") for n in (2, 3)] == [
+        some(300_000, 2),
+        some(300_000, 3),
+    ]
+    await broker.objects_purge("O", before=1 << 62)
+    assert await broker.oldest_object("O") is None
+    with pytest.raises(NotFoundError):
+        await broker.oldest_object("P")
+    with pytest.raises(NotFoundError):
+        await broker.objects_purge("P", before=1)
 
 
 # -- on a real broker -----------------------------------------------------------------------------

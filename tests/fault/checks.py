@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Message
@@ -16,6 +17,21 @@ from tests.fault.modules import ERROR, EXIT, POISON, Expected, orders
 from tests.fault.scenario import NAME, Scenario
 
 SUBJECTS = Subjects(NAME)
+
+
+class Large(Protocol):
+    """What a run knows of its large payloads."""
+
+    def of(self, message: Message) -> bytes:
+        """The payload of an arrival."""
+
+    def whole(self, package: pb.DataPackage) -> pb.DataPackage:
+        """A package with its payload in place."""
+
+    def check(self, log: list[Message], window_s: float) -> list[str]:
+        """What was removed and should not have been."""
+
+
 _OUTCOMES = {STATUS_TO_PB[each]: each for each in Outcome}
 _ENDS = {"": Outcome.SUCCESS, EXIT: Outcome.EXIT, ERROR: Outcome.ERROR}
 _POISON = "PoisonPackageError"
@@ -38,8 +54,11 @@ class Checks:
         begun: Begun,
         acked: dict[bytes, list[int]],
         injected: Counter[str],
+        payloads: Large,
     ) -> None:
         self.injected = injected
+        self.large = payloads
+        self.log = log
         self.scenario = scenario
         self.model = model
         self.begun = begun
@@ -52,11 +71,14 @@ class Checks:
         self.deployed = [m.time for m in log if m.subject == SUBJECTS.plan]
         for message in log:
             if message.subject.startswith(SUBJECTS.ctl_in):
-                self.arrivals[message.stream_seq] = message
+                self.arrivals[message.stream_seq] = replace(message, data=payloads.of(message))
             elif message.subject.startswith(SUBJECTS.out):
-                self.left.append((message, pb.DataPackage.FromString(message.data)))
+                package = payloads.whole(pb.DataPackage.FromString(message.data))
+                self.left.append((message, package))
             elif message.subject.startswith(SUBJECTS.work):
                 self.queued.append((message, pb.DataPackage.FromString(message.data)))
+        for package in model.completed.values():
+            payloads.whole(package)
 
     def run(self) -> list[str]:
         """The promises that were broken."""
@@ -72,6 +94,7 @@ class Checks:
             self.nothing_is_poison_without_a_reason,
             self.nothing_begins_too_often,
             self.payloads,
+            self.payloads_are_there,
         ):
             try:
                 check()
@@ -300,6 +323,10 @@ class Checks:
         for label, package in final.items():
             if label in data and package.data != data[label]:
                 self.wrong(f"{label} left with {package.data!r}; expected {data[label]!r}")
+
+    def payloads_are_there(self) -> None:
+        """What a message refers to is kept for as long as anybody may want it."""
+        self.violations += self.large.check(self.log, self.scenario.pipelines[0][1].replay_window_s)
 
     def _life(self, package: pb.DataPackage) -> tuple[str, int]:
         return package.instance, package.epoch

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from broker_pipeline.broker import large_payloads
 from broker_pipeline.broker.port import StreamSpec
 from broker_pipeline.client import deploy as deploying
 from broker_pipeline.core import plan, snapshot
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.journey import NS
-from broker_pipeline.runtime import lanes, phase_worker, retention, roles, states
+from broker_pipeline.runtime import lanes, phase_worker, retention, roles, states, sweeping
 from broker_pipeline.runtime import leader as leading
 from broker_pipeline.runtime import worker as working
 from tests.fault.executor import Begun, SimExecutor
@@ -180,6 +181,13 @@ class Cluster:
         def member_hex(_: int) -> str:
             return f"{lanes_chance.getrandbits(32):08x}"
 
+        names_chance = random.Random(f"objects of {self.scenario.seed}")
+
+        def name_hex(_: int) -> str:
+            return f"{names_chance.getrandbits(64):016x}"
+
+        large = self.scenario.large
+        put_s = large.put_s if large is not None else large_payloads.PUT_S
         quiet_os = SimpleNamespace(getpid=lambda: 1, cpu_count=lambda: 2)
         quiet_host = SimpleNamespace(gethostname=lambda: "sim")
         scenario = self.scenario
@@ -193,6 +201,10 @@ class Cluster:
                 (roles, "socket", quiet_host),
                 (lanes, "secrets", SimpleNamespace(token_hex=member_hex)),
                 (plan, "LANES", scenario.lanes),
+                (large_payloads, "secrets", SimpleNamespace(token_hex=name_hex)),
+                (large_payloads, "RENEW_S", put_s / 5),
+                (sweeping, "PUT_S", put_s),
+                (sweeping, "LOOK_EVERY_S", 0.05),
                 (working, "os", quiet_os),
                 (working, "socket", quiet_host),
                 (working, "PhaseWorker", partial(phase_worker.PhaseWorker, now_ns=now_ns)),

@@ -113,6 +113,12 @@ class SimExecutor:
         self._waiting.clear()
         return jobs
 
+    def recall(self) -> None:
+        """Nothing waits for a module server."""
+
+    def look(self) -> None:
+        """There are none."""
+
     def wanted(self) -> int:
         """How many more it would like now."""
         here = len(self._waiting) + len(self._running) + len(self._asking)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from broker_pipeline.broker.port import Change, Entry
+from broker_pipeline.core.names import object_bucket
 from broker_pipeline.errors import ObjectDamagedError
 from tests.fault.network import Network
+
+STATES = object_bucket("")
+"""How the buckets of states begin: what is lost of them is computed again, and of payloads not."""
 
 
 class LinkKeys:
@@ -51,14 +55,22 @@ class LinkKeys:
 
     async def object_get(self, bucket: str, name: str) -> bytes | None:
         """See `Broker`."""
-        weather = self.network.weather
-        if self.network.chance_of(weather.lost_objects, "object damaged"):
+        lost = self.network.weather.lost_objects if bucket.startswith(STATES) else 0.0
+        if self.network.chance_of(lost, "object damaged"):
             raise ObjectDamagedError(f"object {name!r} is damaged")
         return await self._do("object_get", bucket, name)
 
     async def object_delete(self, bucket: str, name: str) -> None:
         """See `Broker`."""
         await self._do("object_delete", bucket, name)
+
+    async def oldest_object(self, bucket: str) -> int | None:
+        """See `Broker`."""
+        return await self._do("oldest_object", bucket)
+
+    async def objects_purge(self, bucket: str, *, before: int) -> None:
+        """See `Broker`."""
+        await self._do("objects_purge", bucket, before=before)
 
     async def kv_keys(self, bucket: str, prefix: str = "") -> list[str]:
         """See `Broker`."""

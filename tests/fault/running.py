@@ -13,6 +13,7 @@ from tests.fault import (  # noqa: F401 - they register their own
     age_mutations,
     lane_mutations,
     log_mutations,
+    payload_mutations,
     worker_mutations,
 )
 from tests.fault.mutations import MUTATIONS, planted

@@ -70,6 +70,21 @@ class Bounds:
     history_s: float
 
 
+@dataclass(frozen=True)
+class Large:
+    """Payloads that travel by reference.
+
+    Args:
+        bytes: those that are larger.
+        put_s: how long it may take from putting one to the arrival of its package.
+        forgotten: the share of those that raw producers put and never publish.
+    """
+
+    bytes: int
+    put_s: float
+    forgotten: float
+
+
 @dataclass
 class Scenario:
     """A whole run."""
@@ -94,6 +109,7 @@ class Scenario:
     slices: int = 1
     changed_max: int = 1_000
     large_states: bool = False
+    large: Large | None = None
     skews_ns: list[int] = field(default_factory=list)
 
     @property
@@ -162,7 +178,29 @@ def draw(seed: int) -> Scenario:
         changed_max=chance.choice((1, 2, 1_000)),
     )
     scenario.weather.lost_objects = objects.choice((0.0, 0.0, 0.2))
-    return _bound_log(scenario)
+    return _enlarge(_bound_log(scenario))
+
+
+LARGE_SHARE = 0.5
+"""Of all seeds, those in which payloads travel by reference. Drawn apart, as the log is."""
+PROMPT_S = 0.3
+LATE_S = 10.0
+"""Longer than a producer waits for its connection and a link stalls, together: what is sent just
+after its payload was put arrives by then. The other is enough where neither happens."""
+
+
+def _enlarge(scenario: Scenario) -> Scenario:
+    chance = random.Random(f"payloads {scenario.seed}")
+    if chance.random() >= LARGE_SHARE:
+        return scenario
+    late = [f for f in scenario.faults if " client" in f.kind or f.kind == "broker restarts"]
+    delays = bool(late or scenario.weather.stalls)
+    scenario.large = Large(
+        chance.choice((3, 8, 14, 20)), LATE_S if delays else PROMPT_S, chance.choice((0.0, 0.1))
+    )
+    for _, pipeline in scenario.pipelines:
+        pipeline.large_payload_bytes = scenario.large.bytes
+    return scenario
 
 
 LOG_SHARE = 0.4

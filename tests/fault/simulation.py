@@ -22,6 +22,7 @@ from tests.fault.faults import Saboteur
 from tests.fault.loop import HARNESS, VirtualLoop
 from tests.fault.model import Model
 from tests.fault.network import Network, Weather
+from tests.fault.payloads import Payloads
 from tests.fault.scenario import NAME, Scenario, draw
 from tests.fault.sources import Acked, SourceProcess
 
@@ -75,6 +76,7 @@ class Simulation:
         self.disposing = False
         self.network: Network
         self.cluster: Cluster
+        self.payloads: Payloads
         self.model = Model(SUBJECTS)
         self.fed = 0
 
@@ -93,6 +95,7 @@ class Simulation:
         with cluster.installed():
             await deploy(network.server.connect(), scenario.pipelines[0][1])
             network.record(STREAM)
+            self.payloads = Payloads(network, STREAM)
             cluster.begin()
             sources = self._begin_sources(acked)
             saboteur = Saboteur(cluster)
@@ -108,14 +111,16 @@ class Simulation:
             for process in cluster.processes:
                 process.fuse = None
             await self._until_drained(sources)
+            await self._until_swept()
             for task in await cluster.end(END_S):
                 self.violations.append(f"a task is left over after the drain: {task}")
             self.violations += [f"a role died of {error!r}" for error in cluster.deaths]
         self._feed()
         log = self._log()
         self.violations += Checks(
-            scenario, log, self.model, self.cluster.begun, acked.stored, self.network.injected
-        ).run()
+            scenario, log, self.model, self.cluster.begun, acked.stored, self.network.injected,
+            self.payloads,
+        ).run()  # fmt: skip
 
     async def _deploy(self, pipeline: Pipeline) -> None:
         """As its operator does: again, where the log has no room for the plan."""
@@ -131,7 +136,8 @@ class Simulation:
         sources = []
         for number, source in enumerate(self.scenario.sources):
             process = self.cluster.new_process(f"client {number}")
-            runs = SourceProcess(self.network, number, source, acked, process.chance)
+            large = self.scenario.large
+            runs = SourceProcess(self.network, number, source, acked, process.chance, large)
             sources.append(runs)
             self.cluster.clients.append(process)
             self.loop.spawn(process, runs.run(), process.name)
@@ -165,6 +171,21 @@ class Simulation:
             f"ingress is {'open' if self._is_open() else 'closed'}, "
             f"{self.network.server.stream(STREAM).state}"
         )
+
+    async def _until_swept(self) -> None:
+        """Where the log is purged, all payloads go once their packages have left."""
+        scenario = self.scenario
+        pipeline = scenario.pipelines[0][1]
+        has_state = any("count" in kinds for kinds in scenario.kinds.values())
+        lasts = has_state and pipeline.instance_idle_s > DRAIN_S  # and so long its log is needed
+        if scenario.log is None or lasts or self.violations:
+            return
+        deadline = self.loop.time() + DRAIN_S
+        while self.payloads.left:
+            if self.loop.time() > deadline:
+                self.violations.append(f"{self.payloads.left} payloads are left after {DRAIN_S} s")
+                return
+            await asyncio.sleep(LOOK_S)
 
     def _is_open(self) -> bool:
         """Whether producers are let in; they must be when there is nothing left to do."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 from typing import Any
 
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.large_payloads import LargePayloads, Upload
 from broker_pipeline.client.producer import Log, Producer
 from broker_pipeline.core.names import (
     CONTROL_CLOSE,
     CONTROL_OPEN,
+    HEADER_CONTENT_TYPE,
     HEADER_CONTROL,
     HEADER_NUMBER,
     HEADER_PRODUCER,
@@ -19,9 +23,10 @@ from broker_pipeline.core.names import (
     stream_name,
 )
 from broker_pipeline.errors import BrokerError
+from broker_pipeline.package import CONTENT_TYPE
 from tests.fault.link import Link, connect
 from tests.fault.network import Network
-from tests.fault.scenario import NAME, Send, Source
+from tests.fault.scenario import NAME, Large, Send, Source
 
 ATTEMPTS = 6
 SEND_TIMEOUT_S = 6.0
@@ -44,7 +49,13 @@ class SourceProcess:
     """One producer process."""
 
     def __init__(
-        self, network: Network, number: int, source: Source, acked: Acked, chance: random.Random
+        self,
+        network: Network,
+        number: int,
+        source: Source,
+        acked: Acked,
+        chance: random.Random,
+        large: Large | None = None,
     ) -> None:
         self._network = network
         self._number = number
@@ -53,6 +64,7 @@ class SourceProcess:
         self._chance = chance
         self._sdk: dict[str, Producer] = {}
         self._numbers: dict[str, int] = {}
+        self._large = large
         self._names = 0
         # Half of them wait for as long as it takes, as a pipe does.
         self._wait_full_s = (math.inf, 0.5)[number % 2]
@@ -100,10 +112,18 @@ class SourceProcess:
     async def _send_raw(
         self, link: Link, subject: str, send: Send, msg_id: str, headers: Any
     ) -> None:
+        upload = self._upload(link, send)
+        if upload is not None:
+            headers = {**headers, HEADER_CONTENT_TYPE: CONTENT_TYPE}
+            assert self._large is not None
+            if self._large.forgotten and self._chance.random() < self._large.forgotten:
+                with contextlib.suppress(BrokerError):
+                    await LargePayloads(link, NAME).put(b"forgotten")
         for _ in range(ATTEMPTS):
             try:
+                data = send.data if upload is None else await upload.message()
                 ack = await link.publish(
-                    subject, send.data, msg_id=msg_id, headers=headers or None, timeout_s=1.0
+                    subject, data, msg_id=msg_id, headers=headers or None, timeout_s=1.0
                 )
             except BrokerError:
                 await asyncio.sleep(0.2)
@@ -129,12 +149,22 @@ class SourceProcess:
                 self._sdk[send.instance] = producer
         if send.kind == "close" and send.instance in self._sdk:
             await self._sdk[send.instance].settled()
+        upload = self._upload(link, send)
+        if upload is not None:
+            headers = {**headers, HEADER_CONTENT_TYPE: CONTENT_TYPE}
         try:
-            ack = await producer.send(send.data, headers)
+            ack = await producer.send(upload or send.data, headers)
         except BrokerError:
             return  # it may be stored, or not: the log tells
         if send.kind == "data":
             self._acked.note(send.data, ack.stream_seq)
+
+    def _upload(self, link: Link, send: Send) -> Upload | None:
+        """What is large goes by reference."""
+        if send.kind != "data" or self._large is None or len(send.data) <= self._large.bytes:
+            return None
+        payloads = LargePayloads(link, NAME, self._large.bytes)
+        return Upload(payloads, pb.DataPackage(data=send.data))
 
     def _new_name(self) -> str:
         self._names += 1

@@ -20,6 +20,7 @@ REGRESSIONS = {
     5131: "a SUCCESS that came after the log had called the package poison left its state behind",
     461: "innocent packages were called poison beside one that kills its workers",
     608: "innocent packages were called poison beside one that kills its workers",
+    174: "a producer whose payload could not be stored never got to its end",
     254: "a state whose result was not the first to be stored was gone on from",
 }
 FOUND_FAST = {
@@ -41,6 +42,10 @@ FOUND_FAST = {
     "what waits never grows old": 10,
     "a worker trusts its own clock": 15,
     "a lane is nobodys": 10,
+    "a sweep ignores what is inside": 20,
+    "a sweep does not wait for the window": 10,
+    "a package goes on before its payload is stored": 10,
+    "a recorded input is run again without its payload": 40,
 }
 
 

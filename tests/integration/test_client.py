@@ -94,15 +94,15 @@ async def test_a_redeploy_in_the_same_process_runs_the_new_pipeline() -> None:
             assert [p.data for p in await collect(room.results())] == [b"A"]
 
 
-async def test_a_payload_over_the_servers_limit_is_refused_with_the_limit() -> None:
-    """Before it is sent."""
+async def test_a_package_over_the_servers_limit_without_its_payload_is_refused() -> None:
+    """With the limit, before it is sent; a payload over the limit goes by reference."""
     pipeline = shout()
     async with EmbeddedServer(max_payload=65_536) as server, connect(server.url) as client:
         await client.deploy(pipeline)
         async with client.instance(pipeline, "room") as room:
             with pytest.raises(PayloadTooLargeError, match="65536"):
-                await room.send(bytes(70_000))
-            assert await room.send(bytes(60_000))
+                await room.send(b"", attributes={"a": "a" * 70_000})
+            assert await room.send(b"a" * 70_000)
 
 
 async def test_a_server_that_restarts_is_waited_for(tmp_path: Any) -> None:

@@ -89,6 +89,25 @@ def test_the_oldest_source_is_that_of_all_instances(schedule):
         assert world.machine.oldest_source() == min(known, default=None)
 
 
+@given(schedules)
+def test_what_has_left_by_a_snapshot_never_comes_again(schedule):
+    """Below the oldest package inside nothing is dispatched or let go any more: payloads may go."""
+    world = World(make_plan(rules_of_all_kinds(), idle_s=3))
+    chain = snapshot.Chain()
+    noted = []
+    for place, action in enumerate(schedule):
+        act(world, action)
+        if place % 3 == 0:
+            head = snapshot.read_head(chain.take(world.machine).head)
+            noted.append((len(world.given), head.applied, head.oldest_inside))
+    world.finish()
+    for begin, applied, oldest in noted:
+        assert oldest <= applied + 1
+        for _, msg_id, _ in (each for step in world.given[begin:] for each in step):
+            package_id = int(msg_id.split(".")[1])
+            assert package_id >= oldest or package_id > applied
+
+
 def test_a_slice_holds_what_changed_and_a_long_chain_moves_on():
     """20 instances, one of which changes: a slice has the one until the chain is long, then as many
     more as it takes to be rid of the oldest slice. All is there at any time."""

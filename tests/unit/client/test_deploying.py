@@ -176,6 +176,14 @@ class Replicas(MemoryBroker):
         self.asked[name] = replicas
         return await super().ensure_bucket(name, ttl_s=ttl_s, replicas=replicas)
 
+    async def ensure_object_bucket(
+        self, name: str, *, ttl_s: float | None = None, replicas: int | None = None
+    ) -> Change:
+        """As ever; payloads must not vanish while their packages are inside."""
+        assert ttl_s is None
+        self.asked[name] = replicas
+        return await super().ensure_object_bucket(name, ttl_s=ttl_s, replicas=replicas)
+
 
 async def test_everything_is_kept_on_as_many_servers_as_was_asked_for(pipeline: Any) -> None:
     """One stream with fewer replicas than the others would be the one that is lost."""
@@ -187,6 +195,7 @@ async def test_everything_is_kept_on_as_many_servers_as_was_asked_for(pipeline: 
             "bp_leases",
             "bp_modules_talk",
             "bp_attempts_talk",
+            "bp_payloads_talk",
             "BPS_talk_0",
             "BP_talk_0",
         ],

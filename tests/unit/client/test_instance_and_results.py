@@ -16,7 +16,7 @@ from broker_pipeline.client.instance import Instance
 from broker_pipeline.client.reader import WAITING_MAX
 from broker_pipeline.client.results import ResultsReader
 from broker_pipeline.client.sent import SentPackages
-from broker_pipeline.core.names import HEADER_CONTENT_TYPE, HEADER_CONTROL
+from broker_pipeline.core.names import HEADER_CONTENT_TYPE, HEADER_CONTROL, payload_bucket
 from broker_pipeline.errors import ClientError, PayloadTooLargeError, PlanError
 from broker_pipeline.package import CONTENT_TYPE
 
@@ -81,9 +81,16 @@ async def test_attributes_travel_in_an_envelope(room: Instance, log: Any) -> Non
     assert package.data == "x" and dict(package.attributes) == {"a": "1", "b": "2"}
 
 
-async def test_a_payload_over_the_limit_is_refused_with_the_limit(room: Instance) -> None:
-    """And the instance goes on."""
+async def test_a_package_over_the_limit_without_its_payload_is_refused(
+    room: Instance, broker: MemoryBroker
+) -> None:
+    """With the limit; so is a large payload for which there is no place. The instance goes on."""
     with pytest.raises(PayloadTooLargeError, match="4096"):
+        await room.send(b"x", attributes={"a": "a" * 5000})
+    with pytest.raises(PayloadTooLargeError, match="4096"):
+        await room.send(bytes(5000), attributes={"a": "a" * 5000})
+    await broker.delete_object_bucket(payload_bucket("talk"))
+    with pytest.raises(PayloadTooLargeError, match="deploy the pipeline again"):
         await room.send(bytes(5000))
     assert await room.send(b"x")
 

@@ -44,6 +44,19 @@ def test_log_time_never_goes_back():
     assert world.machine.time == 50 + world.now
 
 
+def test_what_comes_back_from_an_earlier_life_changes_nothing():
+    """A completion of an instance that has ended and begun again, or that nobody knows."""
+    world = World(make_plan([FREE], idle_s=10))
+    world.arrive("a")
+    completed = world.complete(0)
+    event, _ = world.read(world.log[-1])
+    assert completed
+    world.tick(world.machine.next_deadline())
+    assert world.machine.step(event) == []
+    world.arrive("a")
+    assert world.machine.step(event) == []
+
+
 def test_an_idle_instance_ends_and_begins_again_at_one():
     """After `instance_idle_s` the next package has sequence 1 and a new epoch."""
     world = World(make_plan([FREE], idle_s=10))

@@ -102,6 +102,32 @@ def test_what_a_snapshot_needs_is_in_its_head_and_survives_it() -> None:
     assert again.oldest_source() == 5
 
 
+def test_the_head_of_a_snapshot_says_who_has_been_inside_for_longest() -> None:
+    """With the workers, waiting for a place, or held for a missing number; none: the next to come.
+    An older program reads such a head, and one of an older program says nothing."""
+    made = machine(Mode.NOT_PARALLEL)
+    chain = Chain()
+
+    def oldest() -> int:
+        return read_head(chain.take(made).head).oldest_inside
+
+    assert oldest() == made.applied + 1
+    made.step(Arrived(2, 0, "a"))
+    made.step(Arrived(3, 0, "a"))
+    made.step(Arrived(4, 0, "b", "p", 2))
+    assert oldest() == 2
+    made.step(done(5, 1))
+    made.step(done(6, 1, "d"))
+    assert oldest() == 3
+    made.step(done(7, 2, id=3))
+    made.step(done(8, 2, "d", id=3))
+    assert oldest() == 4
+    head = read_head(chain.take(made).head)
+    fields = msgspec.to_builtins(head)
+    assert msgspec.convert(fields[:-1], Head).oldest_inside == 0
+    assert msgspec.convert([*fields, 7], Head) == head
+
+
 def test_a_snapshot_of_before_says_nothing_of_stored_states_and_all_is_needed() -> None:
     """From the beginning of the life on."""
     made = machine()
@@ -171,8 +197,17 @@ def test_the_settings_are_in_the_plan_and_an_older_plan_has_their_defaults() -> 
     assert Plan.from_bytes(raw) == plain
 
 
-@pytest.mark.parametrize("settings", [{"replay_window_s": 119.0}, {"log_bytes_max": 1000}])
-def test_settings_that_cannot_work_are_refused(settings: dict[str, float]) -> None:
-    """A window below the dedup window; a log that could not hold a message."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"replay_window_s": 119.0},
+        {"log_bytes_max": 1000},
+        {"large_payload_bytes": 1000},
+        {"large_payload_bytes": "1 MB"},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
+    """A window below the dedup window; a log that could not hold a message; objects for less than
+    they cost."""
     with pytest.raises(DeclarationError, match="BP103"):
         pipeline(**settings)

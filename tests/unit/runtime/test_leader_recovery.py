@@ -19,6 +19,7 @@ from broker_pipeline.core.names import (
     HEADER_NUMBER,
     HEADER_PRODUCER,
     STATE_BUCKET,
+    payload_bucket,
     snapshot_key,
 )
 from broker_pipeline.errors import ConnectionLostError, LeadershipLostError, PublishRefusedError
@@ -441,9 +442,11 @@ async def test_reading_pauses_while_publishing_stalls(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("room", [0, 20, 60])
 async def test_a_raw_package_that_fills_the_limit_leaves_as_error(room: int) -> None:
-    """With its journey it does not fit any more: ERROR that says so, and the next ones go on, in
-    order; nobody crashes over it again and again."""
+    """With its journey it does not fit any more, and an older program has deployed no place for its
+    payload: ERROR that says so, and the next ones go on, in order; nobody crashes over it again
+    and again."""
     shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE), max_payload=10_000)
+    await shard.broker.delete_object_bucket(payload_bucket(NAME))
     running = shard.lead()
     hands = await Hands(shard, random.Random(8)).begin()
     await shard.send("a", b"before")
@@ -461,8 +464,10 @@ async def test_a_raw_package_that_fills_the_limit_leaves_as_error(room: int) -> 
 
 
 async def test_a_result_that_fills_the_limit_leaves_as_error() -> None:
-    """What was added when it left does not fit: ERROR in the same place, once."""
+    """What was added when it left does not fit, and there is no place for its payload: ERROR in the
+    same place, once."""
     shard = await Shard.begin(pipeline(Mode.ORDER_BY_SEQUENCE), max_payload=10_000)
+    await shard.broker.delete_object_bucket(payload_bucket(NAME))
     running = shard.lead()
     hands = await Hands(shard, random.Random(8)).begin()
     await shard.send("a", b"x" * 5_000)
