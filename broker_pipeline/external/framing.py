@@ -1,0 +1,43 @@
+"""The bytes of requests, written from packages that are bytes already.
+
+A protobuf message is the concatenation of its fields, so a request is its small fields, then the
+package. Building it from messages would copy each package twice more.
+"""
+
+from __future__ import annotations
+
+from broker_pipeline._proto.v1 import module_service_pb2 as service
+
+_REQUESTS = b"\x0a"  # StreamRequest.requests: field 1, length-delimited
+_PACKAGE = b"\x12"  # RunRequest.package: field 2, length-delimited
+OVERHEAD_BYTES = 64
+"""More than what a request needs besides its package and its state."""
+
+
+def request(call: int, package: bytes, timeout_ns: int, state: bytes | None) -> bytes:
+    """A `RunRequest`."""
+    head = service.RunRequest(call=call, timeout_ns=timeout_ns, state=state).SerializeToString()
+    return b"".join((head, _PACKAGE, _varint(len(package)), package))
+
+
+def append(
+    parts: list[bytes], call: int, package: bytes, timeout_ns: int, state: bytes | None
+) -> None:
+    """Add a request to the parts of a `StreamRequest`."""
+    head = service.RunRequest(call=call, timeout_ns=timeout_ns, state=state).SerializeToString()
+    size = _varint(len(package))
+    length = _varint(len(head) + 1 + len(size) + len(package))
+    parts += (_REQUESTS, length, head, _PACKAGE, size, package)
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
