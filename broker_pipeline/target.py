@@ -1,4 +1,4 @@
-"""TARGET, `package.module:attribute`, to the pipeline that it names."""
+"""TARGET, `package.module:attribute`, to the pipeline or the module that it names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import importlib
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 from broker_pipeline.errors import BrokerPipelineError, TargetError
+from broker_pipeline.modules import Module
 from broker_pipeline.pipeline import Pipeline
 
 
@@ -21,11 +23,43 @@ def load_target(text: str) -> Pipeline:
     Raises:
         TargetError: it does not import, or leads to something else.
     """
+    module, found = _look_up(text, Pipeline, "examples.shout:pipeline")
+    if not isinstance(found, Pipeline):
+        raise TargetError(
+            f"TARGET {text!r} is a {type(found).__name__!r}; expected a Pipeline, or a function "
+            f"that returns one; {_found_in(module, Pipeline)}",
+            target=text,
+        )
+    return found
+
+
+def load_module(text: str) -> Module[Any]:
+    """Import the module that TARGET names, for a module server.
+
+    Args:
+        text: `package.module:attribute`; the attribute is a Module, or is called without arguments
+            and returns one, as a class of modules does.
+
+    Raises:
+        TargetError: it does not import, or leads to something else.
+    """
+    where, found = _look_up(text, Module, "examples.shout:Upper")
+    if not isinstance(found, Module):
+        raise TargetError(
+            f"TARGET {text!r} is a {type(found).__name__!r}; expected a class of modules, a Module "
+            f"or a function that returns one; {_found_in(where, Module)}",
+            target=text,
+        )
+    return found
+
+
+def _look_up(text: str, kind: type, example: str) -> tuple[ModuleType, object]:
+    """What TARGET names, and where; called, if it is something else that can be called."""
     name, colon, path = text.partition(":")
     if not (name and colon and path):
         raise TargetError(
             f"TARGET {text!r} is not complete; expected package.module:attribute, such as "
-            "'examples.shout:pipeline'",
+            f"{example!r}",
             target=text,
         )
     module = _import(text, name)
@@ -34,19 +68,13 @@ def load_target(text: str) -> Pipeline:
         if not hasattr(found, part):
             raise TargetError(
                 f"TARGET {text!r}: module {name!r} has no attribute {path!r}; "
-                f"{_pipelines_in(module)}",
+                f"{_found_in(module, kind)}",
                 target=text,
             )
         found = getattr(found, part)
-    if callable(found) and not isinstance(found, Pipeline):
+    if callable(found) and not isinstance(found, kind):
         found = _call(text, found)
-    if not isinstance(found, Pipeline):
-        raise TargetError(
-            f"TARGET {text!r} is a {type(found).__name__!r}; expected a Pipeline, or a function "
-            f"that returns one; {_pipelines_in(module)}",
-            target=text,
-        )
-    return found
+    return module, found
 
 
 def _import(text: str, name: str) -> ModuleType:
@@ -92,8 +120,18 @@ def _place(error: BaseException) -> str:
     return f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
 
 
-def _pipelines_in(module: ModuleType) -> str:
-    names = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
+def _found_in(module: ModuleType, kind: type) -> str:
+    """What a Python module has of a kind; of module classes, those that are its own."""
+    names = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, kind)
+        or (
+            isinstance(value, type)
+            and issubclass(value, kind)
+            and value.__module__ == module.__name__
+        )
+    ]
     if not names:
-        return f"module {module.__name__!r} has no pipeline"
+        return f"module {module.__name__!r} has no {kind.__name__.lower()}"
     return f"module {module.__name__!r} has: {', '.join(repr(name) for name in names)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import TargetError
-from broker_pipeline.target import load_target
+from broker_pipeline.target import load_module, load_target
 
 GOOD = """
 from broker_pipeline import *
@@ -57,6 +57,28 @@ def test_what_leads_to_no_pipeline_says_why(here: str, attribute: str, said: str
     with pytest.raises(TargetError, match=said) as caught:
         load_target(f"{here}:{attribute}")
     assert caught.value.code == "BP202"
+
+
+@pytest.mark.parametrize("attribute", ["Nothing", "nothing", "make_nothing"])
+def test_a_class_an_object_and_a_function_are_modules(here: str, attribute: str) -> None:
+    """For a module server; a class is called without arguments."""
+    more = "\nnothing = Nothing()\n\ndef make_nothing():\n    return nothing\n"
+    Path(f"{here}.py").write_text(GOOD + more)
+    assert load_module(f"{here}:{attribute}").name == "Nothing"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "said"),
+    [
+        ("other", "no attribute 'other'; .*has: 'Nothing'$"),
+        ("pipeline", "is a 'Pipeline'; expected a class of modules"),
+        ("fails", "ValueError: no such model"),
+    ],
+)
+def test_what_leads_to_no_module_says_why(here: str, attribute: str, said: str) -> None:
+    """And names the modules that are there: its own, not those that it has imported."""
+    with pytest.raises(TargetError, match=said):
+        load_module(f"{here}:{attribute}")
 
 
 @pytest.mark.parametrize(
