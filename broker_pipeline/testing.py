@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.ages import pass_over
 from broker_pipeline.runtime.execution.inline import run_inline
 from broker_pipeline.runtime.execution.program import Program, compile_phase
+from broker_pipeline.runtime.execution.stand_in import use_stand_ins
 from broker_pipeline.runtime.execution.threads import coroutine_of
 
 START_NS = 1_000_000_000 * NS
@@ -63,12 +64,13 @@ def run_in_memory(
     interval_s: float = 0.0,
     duration_s: Duration = 0.0,
     close: bool = True,
+    external: Mapping[str, Module[Any]] | None = None,
 ) -> list[DataPackage[Any]]:
     """Send chunks through a pipeline and return every package, in the order in which they left.
 
     Modules run as they do in a worker, `setup` and `teardown` included; there are as many workers
     as the pipeline's bounds allow. What needs a second thread is left out: `timeout_s`, `use_mutex`
-    and `isolation` change nothing here.
+    and `isolation` change nothing here, and batches are of one.
 
     Args:
         pipeline: what to run.
@@ -80,10 +82,12 @@ def run_in_memory(
             package that the function is shown is as the phase gets it. The phase's `total_time`
             shows it; the modules in it are charged nothing.
         close: end every instance after its last chunk, as a client does that is done.
+        external: for each `ExternalModule`, by name, what runs in the place of its servers: the
+            module that they host, or another. Its record stands inside the external one's.
 
     Raises:
-        ClientError: a negative time, an unusable instance name, or `async def` modules while an
-            event loop runs in this thread.
+        ClientError: an external module without a stand-in, a negative time, an unusable instance
+            name, or `async def` modules while an event loop runs in this thread.
         PayloadError: a chunk that cannot be encoded.
         SetupError: a module's `setup` failed.
         StateError: a module returned a state that cannot be stored.
@@ -93,7 +97,7 @@ def run_in_memory(
         _check_seconds("duration_s", duration_s)
     run = _Run(pipeline, duration_s)
     run.send(chunks, instance, round(interval_s * NS), close)
-    with _Modules(pipeline) as modules:
+    with _Modules(pipeline, external or {}) as modules:
         run.to_the_end(modules)
     return run.left
 
@@ -116,7 +120,7 @@ _Event = _Message | _Work
 class _Modules:
     """The modules of a pipeline, set up; and the states that the stateful ones left."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, stand_ins: Mapping[str, Module[Any]]) -> None:
         self.programs: dict[tuple[int, int], Program] = {
             (c, p): compile_phase(controller, phase)
             for c, controller in enumerate(pipeline.controllers)
@@ -132,6 +136,9 @@ class _Modules:
             for phase in controller.phases
             for _, module in walk(phase.modules)
         }
+        self._now = START_NS
+        used = use_stand_ins(self.programs.values(), stand_ins, self._types, lambda: self._now)
+        self._all |= {id(inner): inner for _, inner in walk(used)}
 
     def __enter__(self) -> _Modules:
         with self._ready:
@@ -163,6 +170,7 @@ class _Modules:
         self, work: tuple[int, int], token: str, raw: bytes, now: int
     ) -> tuple[pb.DataPackage, Status]:
         """Run a phase on a package; the record and how it ended."""
+        self._now = now
         package = DataPackage.from_bytes(raw, self._types)
         key = (*work, token, package.epoch)
         kept = self._states.get(key, {})

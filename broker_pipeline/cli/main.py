@@ -12,10 +12,12 @@ from typing import Annotated
 import typer
 
 from broker_pipeline import __version__
-from broker_pipeline.cli import packages, plans, roles
+from broker_pipeline.cli import packages, plans, roles, serve
 from broker_pipeline.errors import BrokerPipelineError
 
 EXPECTED_FAILURE = 2
+GRPC_VERBOSITY = "GRPC_VERBOSITY"
+"""Of gRPC's own lines on standard error, such as "Got goaway": what matters we say ourselves."""
 
 app = typer.Typer(
     name="broker-pipeline",
@@ -51,12 +53,13 @@ def introduce(
     """
 
 
-for group in (roles, plans, packages):
+for group in (roles, serve, plans, packages):
     group.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line; `arguments` are those after the program's name, sys.argv's by default."""
+    os.environ.setdefault(GRPC_VERBOSITY, "ERROR")
     try:
         app(args=arguments)
     except BrokerPipelineError as error:

@@ -1,4 +1,4 @@
-"""Commands that run roles: up, controller, worker."""
+"""Commands that run roles: up, controller, worker, bridge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_PORT = 4222
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (up, controller, worker):
+    for command in (up, controller, worker, bridge):
         app.command()(command)
 
 
@@ -53,7 +53,9 @@ def up(
     ] = 1,
     slots: Slots = None,
 ) -> None:
-    """Run everything on this machine: a broker, controllers and workers.
+    """Run everything on this machine: a broker, controllers, workers and bridges.
+
+    Module servers that a pipeline needs are started apart from it.
 
     Prints `broker: nats://...`, and `ready` when all of them are. Ctrl-C drains.
 
@@ -85,7 +87,7 @@ def controller(target: Target, url: Url = DEFAULT_URL) -> None:
     """
     from broker_pipeline.client.client import connect
     from broker_pipeline.client.deploy import deploy_if_absent
-    from broker_pipeline.runtime.lifecycle import DRAINING, run_until_signal
+    from broker_pipeline.runtime.lifecycle import DRAINING, once_ready, run_until_signal
     from broker_pipeline.runtime.roles import run_controller
     from broker_pipeline.target import load_target
 
@@ -96,7 +98,7 @@ def controller(target: Target, url: Url = DEFAULT_URL) -> None:
             line = await deploy_if_absent(client.broker, pipeline, target)
         if line:
             note(line)
-        await run_controller(url, pipeline.name, stop, announce=say)
+        await run_controller(url, pipeline.name, stop, announce=once_ready(say))
 
     run_until_signal(run, hint=DRAINING)
 
@@ -109,7 +111,7 @@ def worker(
             "--phase",
             metavar="CONTROLLER.PHASE",
             help="Run this phase; may be given several times.",
-            show_default="all",
+            show_default="all but external ones",
         ),
     ] = None,
     slots: Slots = None,
@@ -117,11 +119,13 @@ def worker(
 ) -> None:
     """Run the modules of a pipeline; start as many as the load needs.
 
+    Phases of nothing but ExternalModules are left to bridges, unless they are named.
+
     SIGTERM and Ctrl-C drain: what has begun is finished, the rest goes to other workers.
 
     Example: broker-pipeline worker examples.shout:pipeline --phase tidy.upper
     """
-    from broker_pipeline.runtime.lifecycle import DRAINING, run_until_signal
+    from broker_pipeline.runtime.lifecycle import DRAINING, once_ready, run_until_signal
     from broker_pipeline.runtime.roles import run_worker
     from broker_pipeline.runtime.worker import WorkerEnd, choose
     from broker_pipeline.target import load_target
@@ -137,9 +141,58 @@ def worker(
             phases=phases or None,
             slots=slots,
             target=target,
-            announce=say,
+            announce=once_ready(say),
         )
 
-    if run_until_signal(run, hint=DRAINING) is WorkerEnd.RESTART:
-        note("too many slots are lost in modules that do not come back: the worker begins anew")
+    _begin_anew_after(run_until_signal(run, hint=DRAINING), "worker")
+
+
+def bridge(
+    target: Target,
+    phases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--phase",
+            metavar="CONTROLLER.PHASE",
+            help="Relay this phase; may be given several times.",
+            show_default="all external ones",
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Packages with servers at most, in each phase.", show_default="1000"
+        ),
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Relay packages to module servers; start as many as the load needs.
+
+    Runs the phases that hold nothing but ExternalModules. While no server is there packages wait in
+    the broker. SIGTERM and Ctrl-C drain: what a server has is finished, the rest goes to others.
+    Without a timeout_s that takes as long as the server says that it works on the package.
+
+    Example: broker-pipeline bridge my_talks:pipeline --phase talk.asr
+    """
+    from broker_pipeline.runtime.lifecycle import DRAINING, once_ready, run_until_signal
+    from broker_pipeline.runtime.roles import run_bridge
+    from broker_pipeline.runtime.worker import WorkerEnd, choose_external
+    from broker_pipeline.target import load_target
+
+    pipeline = load_target(target)
+    choose_external(pipeline, phases)  # refused before anything is connected
+
+    async def run(stop: asyncio.Event) -> WorkerEnd:
+        return await run_bridge(
+            url, pipeline, stop, phases=phases or None, slots=slots, announce=once_ready(say)
+        )
+
+    _begin_anew_after(run_until_signal(run, hint=DRAINING), "bridge")
+
+
+def _begin_anew_after(end: object, role: str) -> None:
+    from broker_pipeline.runtime.worker import WorkerEnd
+
+    if end is WorkerEnd.RESTART:
+        note(f"too many slots are lost in modules that do not come back: the {role} begins anew")
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -1,13 +1,14 @@
-"""Controller and workers as tasks of this process: for scripts, notebooks and small services."""
+"""Controller, worker and bridge as tasks of this process: for scripts and small services."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 from broker_pipeline.pipeline import Pipeline
-from broker_pipeline.runtime.roles import Announce, run_controller, run_worker
+from broker_pipeline.runtime.roles import Announce, run_bridge, run_controller, run_worker
 from broker_pipeline.runtime.worker import WorkerEnd
 
 
@@ -30,17 +31,25 @@ class LocalRoles:
 
     async def __aenter__(self) -> LocalRoles:
         """Start, and return when the worker's modules are set up. Raises SetupError."""
-        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        phases = [phase for each in self._pipeline.controllers for phase in each.phases]
+        roles = {"worker": not all(phase.external for phase in phases),
+                 "bridge": any(phase.external for phase in phases)}  # fmt: skip
+        starting = {role for role, is_needed in roles.items() if is_needed}
 
-        def announce(line: str) -> None:
-            if not ready.done():
-                ready.set_result(line)
+        def announce(role: str) -> None:
+            starting.discard(role)
+            if not starting and not ready.done():
+                ready.set_result(None)
 
         controller = run_controller(self._url, self._pipeline.name, self._stop, announce=_quiet)
         self._tasks = [
-            asyncio.create_task(self._work(announce), name=f"worker {self._pipeline.name}"),
-            asyncio.create_task(controller, name=f"controller {self._pipeline.name}"),
+            asyncio.create_task(self._work(role, announce), name=f"{role} {self._pipeline.name}")
+            for role in sorted(starting)
         ]
+        self._tasks.append(
+            asyncio.create_task(controller, name=f"controller {self._pipeline.name}")
+        )
         try:
             await asyncio.wait((ready, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
@@ -52,18 +61,18 @@ class LocalRoles:
             await self._end()
         return self
 
-    async def _work(self, announce: Announce) -> None:
-        """Run a worker, and a new one with slots of its own when too many of its are lost."""
+    async def _work(self, role: str, announce: Announce) -> None:
+        """Run a worker or bridge, and a new one with slots of its own when too many are lost."""
+        run = run_bridge if role == "bridge" else partial(run_worker, target=self._target)
         end = WorkerEnd.RESTART
         while end is WorkerEnd.RESTART:
-            end = await run_worker(
+            end = await run(
                 self._url,
                 self._pipeline,
                 self._stop,
                 phases=None,
                 slots=None,
-                target=self._target,
-                announce=announce,
+                announce=lambda line: announce(role),
             )
 
     async def __aexit__(

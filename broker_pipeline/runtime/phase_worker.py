@@ -18,22 +18,24 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Broker, Message, Subscription
 from broker_pipeline.core.names import Subjects, consumer_name
 from broker_pipeline.core.plan import lanes_in
-from broker_pipeline.errors import BrokerPipelineError, MalformedPackageError, StateError
+from broker_pipeline.errors import MalformedPackageError
+from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.journey import Status
 from broker_pipeline.package import DataPackage, parse_envelope
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.ages import Ages
 from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
+from broker_pipeline.runtime.execution.program import in_servers
 from broker_pipeline.runtime.failures import Failures
 from broker_pipeline.runtime.lanes import Lanes
+from broker_pipeline.runtime.loading import Loading
+from broker_pipeline.runtime.preparing import Preparing
 from broker_pipeline.runtime.results import Here, Results
 from broker_pipeline.runtime.states import StateKeeper, States
 from broker_pipeline.runtime.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
-CATCH_UPS_MAX = 16
-"""States caught up with at the same time: each reads a part of the log."""
 DRAIN_STALL_S = 2.0
 """A drain in which nothing runs and no result was stored for so long ends: the broker is gone, and
 will redeliver."""
@@ -48,6 +50,7 @@ class PhaseWorker:
         slots: how many packages run at the same time.
         worker: this process's name in journeys.
         target: the pipeline's TARGET, for modules that are isolated in processes.
+        relays: makes what calls module servers; None: no module of the phase is external.
         suspects_turn: shared by the phases of a process; None: the phase is alone in it.
     """
 
@@ -63,29 +66,24 @@ class PhaseWorker:
         host: str,
         target: str | None,
         shard: int = 0,
+        relays: RelayFactory | None = None,
         suspects_turn: asyncio.Lock | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.name = f"{controller.name}.{phase.name}"
-        self._broker = broker
+        self._broker, self._controller = broker, controller.name
+        self._loading = Loading(broker, pipeline, self.name, room=self._ask_soon)
         self._types = pipeline.payload_types
-        self._controller = controller.name
         self._phase = phase
         self._failures = Failures(controller, phase, worker=worker, host=host, now_ns=now_ns)
         self._subjects = Subjects(pipeline.name, shard)
         self._worker = worker
         self._ages = Ages(broker, self._subjects.stream, controller)
         self._executor = PhaseExecutor(
-            controller,
-            phase,
-            types=self._types,
-            slots=slots,
-            worker=worker,
-            host=host,
-            target=target,
-            deliver=self._finished,
-            now_ns=now_ns,
-        )
+            controller, phase, types=self._types, slots=slots, worker=worker, host=host,
+            target=target, deliver=self._finished, relays=relays, room=self._ask_soon,
+            load=self._loading.fetch_again, now_ns=now_ns,
+        )  # fmt: skip
         self._states = (
             StateKeeper(broker, pipeline.name, shard, controller, phase) if phase.stateful else None
         )
@@ -98,6 +96,7 @@ class PhaseWorker:
             phase,
             failures=self._failures,
             states=self._states,
+            loading=self._loading,
             gone=self._gone,
             done=self._done,
             room=self._ask_soon,
@@ -109,17 +108,21 @@ class PhaseWorker:
             controller,
             phase,
             turn=suspects_turn or asyncio.Lock(),
-            begin=self._begin,
+            begin=lambda here, envelope: self._preparing.begin(here, envelope),
             fail=lambda here, envelope, begun: self._results.fail(
                 here, envelope, self._failures.poison(begun)
             ),
             leave=self._gone,
         )
-        self._catching_up: dict[asyncio.Task[None], Here] = {}
-        self._catch_up_turn = asyncio.Semaphore(CATCH_UPS_MAX)
+        self._preparing = Preparing(
+            self.name, self._types, self._ages, self._states, self._loading, self._results,
+            external=phase.external, in_servers=in_servers(controller, phase),
+            submit=self._submit, rerun=self._executor.submit, done=self._ask_soon,
+        )  # fmt: skip
+        self._external, self._quota = phase.external, 0
+        self._returning: set[asyncio.Task[None]] = set()
         self._subscription: Subscription | None = None
-        self._asking = False
-        self._draining = False
+        self._asking = self._draining = False
         self._emptied = asyncio.Event()
 
     @property
@@ -127,19 +130,26 @@ class PhaseWorker:
         """Whether too many slots are lost in modules that do not come back."""
         return self._executor.exhausted
 
+    def look(self) -> None:
+        """Say which module servers have gone or come; to be called now and then."""
+        self._executor.look()
+
     async def start(self) -> None:
-        """Set the modules up. Raises SetupError."""
+        """Set the modules up. Raises SetupError, and what a relay raises that will never work."""
         await self._executor.start()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain. Raises when the broker ends the consumption."""
         await self._ages.begin()
-        self._subscription = subscription = await self._pull(max(1, self._executor.wanted()))
+        least = 0 if self._external else 1
+        self._subscription = subscription = await self._pull(max(least, self._executor.wanted()))
+        self._ask_soon()  # servers may have come meanwhile, which are told of once
         try:
             await self._work(subscription, stop)
         finally:
             self._draining = True
-            for task in self._catching_up:
+            self._preparing.cancel()
+            for task in self._returning:
                 task.cancel()
             self._results.close()
             await self._results.settle(0)
@@ -183,13 +193,15 @@ class PhaseWorker:
         self._draining = True
         await subscription.stop()
         await self._give_back(lambda token: True)
+        self._executor.recall()
         self._check_emptied()
         while not self._emptied.is_set():
             before = len(self._here)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_STALL_S):
                     await self._emptied.wait()
-            if self._executor.idle and len(self._here) == before:
+            idle = self._executor.idle and not self._loading.putting
+            if idle and len(self._here) == before:
                 log.warning(
                     "%d packages of %s are left to other workers: the broker stores no results",
                     before,
@@ -202,11 +214,7 @@ class PhaseWorker:
 
     async def _give_back(self, gone: Callable[[str], bool]) -> None:
         """Leave to others what has not begun of these instances."""
-        catching_up = {task: here for task, here in self._catching_up.items() if gone(here.token)}
-        for task in catching_up:
-            task.cancel()
-        await asyncio.gather(*catching_up, return_exceptions=True)
-        not_begun = [here for task, here in catching_up.items() if task.cancelled()]
+        not_begun = await self._preparing.withdraw(gone)
         not_begun += self._suspects.withdraw(gone)
         for job in self._executor.withdraw():
             if isinstance(job.token, Here) and gone(job.token.token):
@@ -226,6 +234,9 @@ class PhaseWorker:
             return
         here = Here(message, message.subject.rpartition(".")[2], asyncio.get_running_loop().time())
         self._here[message.stream_seq] = here
+        self._quota -= 1
+        if self._quota == 0 and self._external and self._subscription is not None:
+            self._subscription.set_credit(0)  # until `_ask`: another bridge's servers may have room
         try:
             envelope = parse_envelope(message.data)
             envelope.controllers[-1].mode  # noqa: B018 - a package on its way has a record here
@@ -238,23 +249,8 @@ class PhaseWorker:
         if message.delivered > self._suspects.trusted:
             self._suspects.park(here, envelope)
         else:
-            self._begin(here, envelope)
+            self._preparing.begin(here, envelope)
         self._ask_soon()
-
-    def _begin(self, here: Here, envelope: pb.DataPackage) -> None:
-        """Run the package with the states before it."""
-        if self._states is None or self._ages.too_old(envelope):
-            self._submit(here, envelope, None)
-        else:
-            states = self._states.at_hand(here.token, envelope)
-            if states is not None:
-                self._submit(here, envelope, states)
-            else:
-                task = asyncio.create_task(
-                    self._catch_up(here, envelope), name=f"catch up {self.name}"
-                )
-                self._catching_up[task] = here
-                task.add_done_callback(self._caught_up)
 
     def _ask_soon(self) -> None:
         """Ask once for all that comes in this turn of the loop: it costs as much as a message."""
@@ -265,8 +261,9 @@ class PhaseWorker:
     def _ask(self) -> None:
         self._asking = False
         if self._subscription is not None and not self._draining:
-            wanted = self._executor.wanted() - len(self._catching_up)
-            self._subscription.set_credit(0 if self._results.full else max(0, wanted))
+            wanted = self._executor.wanted() - self._preparing.count
+            self._quota = 0 if self._results.full else max(0, wanted)
+            self._subscription.set_credit(self._quota)
 
     def _submit(self, here: Here, envelope: pb.DataPackage, states: States | None) -> None:
         if self._ages.too_old(envelope):
@@ -277,36 +274,6 @@ class PhaseWorker:
         gate = None if here.attempt is None else partial(self._suspects.admit, here)
         self._executor.submit([Job(DataPackage.wrap(envelope, self._types), here, states, gate)])
 
-    async def _catch_up(self, here: Here, envelope: pb.DataPackage) -> None:
-        """Get the states before this package, then run it."""
-        assert self._states is not None
-        try:
-            async with self._catch_up_turn:
-                states = await self._states.catch_up(here.token, envelope, self._rerun)
-        except StateError as error:
-            self._results.fail(here, envelope, error)
-            return
-        except BrokerPipelineError as error:
-            self._results.unpublished(here, error)
-            return
-        self._submit(here, envelope, states)
-
-    def _caught_up(self, task: asyncio.Task[None]) -> None:
-        here = self._catching_up.pop(task)
-        if task.cancelled():
-            return  # by the drain, which gives the package back
-        if (error := task.exception()) is not None:
-            log.error("catching up in %s failed", self.name, exc_info=error)
-            self._results.unpublished(here, error)
-        self._ask_soon()
-
-    async def _rerun(self, envelope: pb.DataPackage, states: States) -> States | None:
-        """Run the phase on a recorded input and throw the result away, but for the states."""
-        done: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        self._executor.submit([Job(DataPackage.wrap(envelope, self._types), done, states)])
-        finished = await done
-        return finished.states
-
     # -- out ------------------------------------------------------------------------------------
     def _finished(self, finished: list[Finished]) -> None:
         for each in finished:
@@ -314,12 +281,24 @@ class PhaseWorker:
             if isinstance(token, asyncio.Future):
                 if not token.done():
                     token.set_result(each)
-            elif each.status is not Status.WAITING:  # turned away, and let go of already
+            elif each.status is not Status.WAITING:
                 self._results.put(each)
+            elif isinstance(token, Here) and token.message.stream_seq in self._here:
+                task = asyncio.create_task(self._return(each, token), name=f"give back {self.name}")
+                self._returning.add(task)
+                task.add_done_callback(self._returning.discard)
         self._ask_soon()
+
+    async def _return(self, finished: Finished, here: Here) -> None:
+        """No module server has it, and nobody waits for one here any more."""
+        if not finished.begun:
+            await self._suspects.spare([here])
+        await self._broker.nak(here.message)
+        self._gone(here)
 
     def _gone(self, here: Here) -> None:
         self._here.pop(here.message.stream_seq, None)
+        self._loading.let_go(here)
         if here.attempt is not None:
             here.attempt.ended.set()
         self._check_emptied()

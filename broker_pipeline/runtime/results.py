@@ -23,18 +23,26 @@ from broker_pipeline.runtime.states import StateKeeper
 from broker_pipeline.runtime.stored_states import ToStore
 
 if TYPE_CHECKING:
+    from broker_pipeline.runtime.loading import Fetched, Loading
     from broker_pipeline.runtime.suspects import Attempt
 
 log = logging.getLogger(__name__)
 
 
 class Here:
-    """A message in this process, from its delivery to its ack."""
+    """A message in this process, from its delivery to its ack.
 
-    __slots__ = ("attempt", "message", "new_state", "since", "token")
+    Attributes:
+        fetched: its large payload as it came; None where the payload was in the message.
+        as_it_came: it goes on with what the message held, for what was made of it fits nowhere.
+    """
+
+    __slots__ = ("as_it_came", "attempt", "fetched", "message", "new_state", "since", "token")
 
     def __init__(self, message: Message, token: str, since: float) -> None:
+        self.as_it_came = False
         self.attempt: Attempt | None = None
+        self.fetched: Fetched | None = None
         self.message = message
         self.new_state: ToStore | None = None
         self.token = token
@@ -60,6 +68,7 @@ class Results:
         *,
         failures: Failures,
         states: StateKeeper | None,
+        loading: Loading,
         gone: Callable[[Here], None],
         done: Callable[[str], Awaitable[None]],
         room: Callable[[], None],
@@ -70,6 +79,7 @@ class Results:
         self._controller = controller
         self._failures = failures
         self._states = states
+        self._loading = loading
         self._gone = gone
         self._done = done
         self._holding = Holding(self.name, room)
@@ -81,11 +91,12 @@ class Results:
         self._results: asyncio.Queue[Finished] = asyncio.Queue()
         self._stored: asyncio.Queue[Here] = asyncio.Queue()
         self._storing: asyncio.Task[None] | None = None
+        self._putting_away: set[asyncio.Task[None]] = set()
 
     @property
     def full(self) -> bool:
         """Whether the broker has no room for results: take nothing more."""
-        return self._holding.full
+        return self._holding.full or self._loading.full
 
     def put(self, finished: Finished) -> None:
         """Publish it, and so on."""
@@ -115,17 +126,43 @@ class Results:
                 )
             try:
                 await self._publish(here, finished.envelope, finished.status)
-            except PayloadTooLargeError as error:
-                envelope = parse_envelope(here.message.data)
-                self._failures.note(envelope, error)
-                self._failures.fit(envelope, self._broker.max_payload)
-                job = Job(finished.job.package, here, None)
-                self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))
             except BrokerPipelineError as error:
-                self.unpublished(here, error)
+                self._fail_or_leave(here, error)
 
     async def _publish(self, here: Here, envelope: pb.DataPackage, status: Status) -> None:
+        """Publish a result; where its payload must be stored before, beside the others."""
         data = envelope.SerializeToString()
+        if here.as_it_came or not self._loading.concerns(here, len(data)):
+            await self._send(here, envelope, status, data)
+            return
+        work = self._put_away(here, envelope, status, len(data))
+        task = asyncio.create_task(work, name=f"put away {self.name}")
+        self._putting_away.add(task)  # bounded as the queues: no more are delivered when it is full
+        task.add_done_callback(self._putting_away.discard)
+
+    async def _put_away(
+        self, here: Here, envelope: pb.DataPackage, status: Status, size: int
+    ) -> None:
+        try:
+            data = await self._loading.put_away(here, envelope, size)
+            await self._send(here, envelope, status, data)
+        except BrokerPipelineError as error:
+            self._fail_or_leave(here, error)
+
+    def _fail_or_leave(self, here: Here, error: BrokerPipelineError) -> None:
+        if not isinstance(error, PayloadTooLargeError):
+            self.unpublished(here, error)
+            return
+        envelope = parse_envelope(here.message.data)
+        self._failures.note(envelope, error)
+        self._failures.fit(envelope, self._broker.max_payload)
+        here.as_it_came = True
+        job = Job(DataPackage.wrap(envelope), here, None)
+        self._results.put_nowait(Finished(job, envelope, Status.ERROR, None))
+
+    async def _send(
+        self, here: Here, envelope: pb.DataPackage, status: Status, data: bytes
+    ) -> None:
         if status is not Status.ERROR:
             self._failures.check_size(len(data), self._broker.max_payload)
         controller = self._controller.name
@@ -186,6 +223,8 @@ class Results:
     def close(self) -> None:
         """Hold nothing any longer: what is held is redelivered to another worker."""
         self._holding.close()
+        for task in self._putting_away:
+            task.cancel()
 
     async def settle(self, timeout_s: float) -> None:
         """Wait for a large state that is being stored, and give it up after `timeout_s`."""

@@ -21,11 +21,21 @@ from broker_pipeline.errors import (
     NewerVersionError,
     SnapshotError,
 )
+from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.leader import Leader
 from broker_pipeline.runtime.lifecycle import unless_stopped
 from broker_pipeline.runtime.standby import Standby
-from broker_pipeline.runtime.worker import Worker, WorkerEnd
+from broker_pipeline.runtime.worker import (
+    BRIDGE_SLOTS,
+    Chosen,
+    Worker,
+    WorkerEnd,
+    choose,
+    choose_external,
+    default_slots,
+    targets_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +193,7 @@ async def run_worker(
     """Run phases of a pipeline until `stop` is set, then drain.
 
     Args:
-        phases: CONTROLLER.PHASE each; None: all.
+        phases: CONTROLLER.PHASE each; None: all but external ones, which bridges run.
         slots: packages that run at the same time in each phase; None: one a processor.
         target: TARGET, for modules that are isolated in processes.
 
@@ -191,26 +201,88 @@ async def run_worker(
         BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
         UnknownPhaseError, SetupError, PlanError: it cannot begin.
     """
+    chosen = choose(pipeline, phases)
+    bridged = len(chosen) < sum(len(each.phases) for each in pipeline.controllers)
+    ready = ", ".join(phases) if phases else "all phases" + " but external ones" * bridged
+    return await _run_phases(
+        "worker", url, pipeline, stop, chosen=chosen, slots=slots or default_slots(),
+        target=target, ready=ready, announce=announce,
+    )  # fmt: skip
+
+
+async def run_bridge(
+    url: str,
+    pipeline: Pipeline,
+    stop: asyncio.Event,
+    *,
+    phases: Sequence[str] | None,
+    slots: int | None,
+    announce: Announce,
+) -> WorkerEnd:
+    """Relay packages of external phases to module servers until `stop` is set, then drain.
+
+    Args:
+        phases: CONTROLLER.PHASE each; None: all external ones.
+        slots: packages with servers at most, in each phase; None: BRIDGE_SLOTS.
+
+    Raises:
+        BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
+        UnknownPhaseError, PlanError: it cannot begin.
+    """
+    chosen = choose_external(pipeline, phases)
+    ready = ", ".join(
+        f"{controller.name}.{phase.name} to {target}"
+        for controller, phase in chosen
+        for target in dict.fromkeys(targets_of(phase))
+    )
+    return await _run_phases(
+        "bridge", url, pipeline, stop, chosen=chosen, slots=slots or BRIDGE_SLOTS,
+        target=None, ready=ready, announce=announce,
+    )  # fmt: skip
+
+
+async def _run_phases(
+    role: str,
+    url: str,
+    pipeline: Pipeline,
+    stop: asyncio.Event,
+    *,
+    chosen: Chosen,
+    slots: int,
+    target: str | None,
+    ready: str,
+    announce: Announce,
+) -> WorkerEnd:
     connected = False
 
     def tell(event: str) -> None:
         if connected:  # what goes wrong before is in the error that `connect` raises
-            log.warning("worker of %r: %s", pipeline.name, event)
+            log.warning("%s of %r: %s", role, pipeline.name, event)
 
     broker = await jetstream.connect(
-        url, reconnect=True, name=f"bp worker {pipeline.name}", on_event=tell
+        url, reconnect=True, name=f"bp {role} {pipeline.name}", on_event=tell
     )
     connected = True
     try:
         await require_deployed(broker, pipeline.name)
         await require_its_queues(broker, pipeline)
-        worker = Worker(broker, pipeline, phases=phases, slots=slots, target=target)
-        names = ", ".join(phases) if phases else "all phases"
+        worker = Worker(
+            broker, pipeline, chosen, slots=slots, target=target, relays=_relays(broker, chosen)
+        )
         return await worker.run(
-            stop, ready=lambda: announce(f"worker of {pipeline.name!r} {READY}: {names}")
+            stop, ready=lambda: announce(f"{role} of {pipeline.name!r} {READY}: {ready}")
         )
     finally:
         await _close(broker)
+
+
+def _relays(broker: Broker, chosen: Chosen) -> RelayFactory | None:
+    """What calls module servers, where any phase needs it: gRPC is loaded for that only."""
+    if not any(True for _, phase in chosen for _ in targets_of(phase)):
+        return None
+    from broker_pipeline.external.caller import relay_factory
+
+    return relay_factory(broker, caller=f"{socket.gethostname()}-{os.getpid()}")
 
 
 async def _close(broker: Broker) -> None:

@@ -23,7 +23,7 @@ from broker_pipeline.core.names import Subjects, module_bucket, module_key, stre
 from broker_pipeline.core.plan import lanes_in
 from broker_pipeline.errors import BrokerPipelineError, MalformedPackageError, StateError
 from broker_pipeline.journey import STATUS_TO_PB, Status
-from broker_pipeline.modules import StatefulModule, state_type, walk
+from broker_pipeline.modules import is_stateful, state_type, walk
 from broker_pipeline.package import parse_envelope
 from broker_pipeline.pipeline import Controller, Phase
 from broker_pipeline.runtime.large_states import LargeStates
@@ -104,9 +104,7 @@ class StateKeeper:
         self._phase_index = [p.name for p in controller.phases].index(phase.name)
         self._subjects = Subjects(pipeline, shard)
         self._types = {
-            path: state_type(module)
-            for path, module in walk(phase.modules)
-            if isinstance(module, StatefulModule)
+            path: state_type(module) for path, module in walk(phase.modules) if is_stateful(module)
         }
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._large = LargeStates(broker, pipeline)

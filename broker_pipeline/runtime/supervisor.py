@@ -1,4 +1,4 @@
-"""All roles on one machine: an embedded broker, and controllers and workers as child processes."""
+"""All roles on one machine: an embedded broker, and the others as child processes."""
 
 from __future__ import annotations
 
@@ -42,12 +42,18 @@ def plan_children(
 ) -> list[Child]:
     """Which processes to start for `(target, pipeline)` pairs.
 
-    Every pipeline gets a controller and `workers` workers.
+    Every pipeline gets a controller, `workers` workers where anything runs in them, and a bridge
+    where it has external phases. `slots` are those of the workers.
     """
     children = []
     for target, pipeline in pipelines:
         children.append(Child(f"controller of {pipeline.name}", ("controller", target)))
         options = () if slots is None else ("--slots", str(slots))
+        phases = [phase for each in pipeline.controllers for phase in each.phases]
+        if any(phase.external for phase in phases):
+            children.append(Child(f"bridge of {pipeline.name}", ("bridge", target)))
+        if all(phase.external for phase in phases):
+            continue
         for number in range(1, workers + 1):
             children.append(
                 Child(f"worker {number} of {pipeline.name}", ("worker", target, *options))
@@ -105,9 +111,13 @@ async def run_up(
 
 
 class Supervisor:
-    """Keeps children running; a child says on its standard output that it is ready."""
+    """Keeps children running; a child says on its standard output that it is ready.
 
-    def __init__(self, children: Sequence[Child], url: str, announce: Announce) -> None:
+    Args:
+        url: the broker's, for children that need one.
+    """
+
+    def __init__(self, children: Sequence[Child], url: str | None, announce: Announce) -> None:
         self._children = children
         self._url = url
         self._announce = announce
@@ -161,8 +171,7 @@ class Supervisor:
             "-m",
             "broker_pipeline",
             *child.arguments,
-            "--url",
-            self._url,
+            *(() if self._url is None else ("--url", self._url)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C goes to the terminal's whole group; the children drain when we say so.

@@ -17,7 +17,7 @@ from functools import partial
 import msgspec
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.broker.port import Broker
+from broker_pipeline.broker.port import Broker, Message
 from broker_pipeline.core.names import attempts_bucket, attempts_key
 from broker_pipeline.errors import BrokerPipelineError, NotFoundError
 from broker_pipeline.pipeline import Controller, Phase
@@ -51,14 +51,21 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Attempt:
-    """A suspect whose turn it is. `revision`: of its record; None: it has none yet."""
+    """A suspect whose turn it is.
 
-    __slots__ = ("ended", "record", "recorded", "revision")
+    Attributes:
+        revision: of its record; None: it has none yet.
+        recorded: whether there are records at all.
+        admitted: its record says that it begins.
+    """
+
+    __slots__ = ("admitted", "ended", "record", "recorded", "revision")
 
     def __init__(self, record: Record, revision: int | None, *, recorded: bool = True) -> None:
         self.record = record
         self.revision = revision
         self.recorded = recorded
+        self.admitted = False
         self.ended = asyncio.Event()
 
 
@@ -167,8 +174,10 @@ class Suspects:
         record = msgspec.structs.replace(attempt.record, begun=attempt.record.begun + 1)
         try:
             async with asyncio.timeout(RECORD_S):
-                if await self._write(here, record, attempt.revision):
-                    return True
+                revision = await self._write(here, record, attempt.revision)
+            if revision is not None:
+                attempt.record, attempt.revision, attempt.admitted = record, revision, True
+                return True
             log.info("a package in %s is being run by another worker", self.name)
         except (BrokerPipelineError, TimeoutError) as error:
             log.warning("an attempt in %s cannot be recorded, it waits: %s", self.name, error)
@@ -176,19 +185,27 @@ class Suspects:
         return False
 
     async def spare(self, given_back: Iterable[Here]) -> None:
-        """What was not begun is not to count as begun. Two trusted deliveries that a drain took
-        leave runs enough where `max_deliver` is larger."""
-        if self._begun_max > TRUSTED_DELIVERIES:
-            return
+        """What was not begun is not to count as begun: neither what was admitted, and no module
+        server had room for it, nor what was delivered."""
         try:
             async with asyncio.timeout(SPARE_S):
                 for here in given_back:
-                    if here.message.delivered <= self.trusted:
+                    attempt = here.attempt
+                    if attempt is not None and attempt.admitted:
+                        begun = attempt.record.begun - 1
+                        record = msgspec.structs.replace(attempt.record, begun=begun)
+                        await self._write(here, record, attempt.revision)
+                    elif self._counts(here.message):
                         record, revision = await self._read(here)
                         record = msgspec.structs.replace(record, spared=record.spared + 1)
                         await self._write(here, record, revision)
         except (BrokerPipelineError, TimeoutError) as error:
             log.warning("packages of %s that did not begin may count: %s", self.name, error)
+
+    def _counts(self, message: Message) -> bool:
+        """Whether a trusted delivery matters. Two that a drain took leave runs enough where
+        `max_deliver` is larger."""
+        return self._begun_max <= TRUSTED_DELIVERIES and message.delivered <= self.trusted
 
     def _leave_all(self) -> None:
         """They did not get a turn here for long: others may be free."""
@@ -222,9 +239,9 @@ class Suspects:
             log.warning("a record of attempts in %s is unreadable: begun anew", self.name)
             return Record(), entry.revision
 
-    async def _write(self, here: Here, record: Record, revision: int | None) -> bool:
-        """Whether nobody else has written it since it was read."""
+    async def _write(self, here: Here, record: Record, revision: int | None) -> int | None:
+        """Its new revision; None where somebody else has written it since it was read."""
         key, value = self._key_of(here.message.stream_seq), msgspec.msgpack.encode(record)
         if revision is None:
-            return await self._broker.kv_create(self._bucket, key, value) is not None
-        return await self._broker.kv_update(self._bucket, key, value, revision) is not None
+            return await self._broker.kv_create(self._bucket, key, value)
+        return await self._broker.kv_update(self._bucket, key, value, revision)

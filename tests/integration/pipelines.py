@@ -10,7 +10,16 @@ from typing import Any
 
 import msgspec
 
-from broker_pipeline import Controller, ExecutionModule, Mode, Phase, Pipeline, StatefulModule
+from broker_pipeline import (
+    Controller,
+    ExecutionModule,
+    ExternalModule,
+    Mode,
+    ModuleOptions,
+    Phase,
+    Pipeline,
+    StatefulModule,
+)
 
 WORK_NS = 300_000
 """What a package costs: enough that a kill finds some running."""
@@ -85,6 +94,37 @@ chained = Pipeline(
             mode=Mode.ORDER_BY_SEQUENCE,
             phases=[Phase("upper", [Upper()], ack_wait_s=1.0, max_deliver=20)],
         ),
+    ],
+)
+
+
+class UpperBatch(ExecutionModule[bytes]):
+    """What `Upper` does, to many at once; a nine is raised and fails nobody else."""
+
+    options = ModuleOptions(max_batch=16, max_delay_ms=2.0, timeout_s=30.0)
+
+    def execute_batch(self, packages: Any, runs: Any) -> None:
+        """One batch."""
+        _work()
+        for package, run in zip(packages, runs, strict=True):
+            package.attributes["batch"] = str(len(packages))
+            if package.data.endswith(b"7"):
+                run.leave("seven")
+            elif package.data.endswith(b"9"):
+                raise ValueError("nine")
+            else:
+                package.data = package.data.upper()
+
+
+batched = Pipeline(
+    "batched",
+    [
+        Controller(
+            "tidy",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=64,
+            phases=[Phase("upper", [UpperBatch()], ack_wait_s=1.0, max_deliver=20)],
+        )
     ],
 )
 
@@ -200,4 +240,88 @@ small = Pipeline(
         )
     ],
     log_bytes_max=4 << 20,
+)
+
+bridged = Pipeline(
+    "bridged",
+    [
+        Controller(
+            "tidy",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=64,
+            phases=[
+                Phase(
+                    "upper",
+                    [
+                        ExternalModule(
+                            "upper", target=os.environ.get("MODULE_SERVER", "127.0.0.1:50051")
+                        )
+                    ],
+                    ack_wait_s=1.0,
+                    max_deliver=20,
+                )
+            ],
+        )
+    ],
+)
+
+
+class Turn(ExecutionModule[bytes]):
+    """Changes a payload that begins with C."""
+
+    def execute(self, package: Any, run: Any) -> None:
+        """One package."""
+        _work()
+        if package.data.startswith(b"C"):
+            package.data = package.data[:0:-1]
+
+
+bulky = Pipeline(
+    "bulky",
+    [
+        Controller(
+            "c",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=4,
+            phases=[
+                Phase("one", [Turn()], ack_wait_s=1.0, max_deliver=20),
+                Phase("two", [Pass()], ack_wait_s=1.0, max_deliver=20),
+            ],
+        )
+    ],
+    replay_window_s=120.0,
+)
+
+MODULE_SERVER = os.environ.get("MODULE_SERVER", "127.0.0.1:50051")
+distant = Pipeline(
+    "distant",
+    [
+        Controller(
+            "c",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=4,
+            phases=[Phase("p", [ExternalModule("Turn", target=MODULE_SERVER)], ack_wait_s=2.0)],
+        )
+    ],
+)
+between = Pipeline(
+    "between",
+    [
+        Controller(
+            "c",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=2,
+            phases=[
+                Phase(
+                    "p",
+                    [
+                        Turn(name="before"),
+                        ExternalModule("Turn", target=MODULE_SERVER),
+                        Turn(name="behind"),
+                    ],
+                    ack_wait_s=2.0,
+                )
+            ],
+        )
+    ],
 )

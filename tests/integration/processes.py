@@ -88,10 +88,12 @@ class Role:
         await self.ended()
 
 
-async def send(broker: Broker, pipeline: str, instances: int, packages: int) -> None:
+async def send(
+    broker: Broker, pipeline: str, instances: int, packages: int, *, begin: int = 0
+) -> None:
     """`packages` numbered payloads for each of so many instances."""
     acks = []
-    for number in range(packages):
+    for number in range(begin, begin + packages):
         for instance in range(instances):
             data = b"payload %d" % number
             subject = ingress_subject(pipeline, f"i{instance}")

@@ -29,6 +29,8 @@ def make(workers=4):
 
 pipeline = make()
 changed = make(8)
+asr = ExternalModule("asr", target="registry:///asr")
+bridged = Pipeline("bridged", [Controller("c", [Phase("there", [asr])])])
 unfollowable = Pipeline("shout", [Controller("other", [Phase("upper", [Upper()])])])
 """
 
@@ -189,6 +191,10 @@ def test_the_launchers_are_roles_of_their_own(running: Shell) -> None:
         (("worker", "app:pipeline", "--phase", "tidy.lower"), "BP203"),
         (("worker", "app:pipeline"), "BP302"),
         (("controller", "app:pipeline"), "BP302"),
+        (("bridge", "app:pipeline"), "BP203"),
+        (("bridge", "app:bridged", "--phase", "c.here"), "BP203"),
+        (("bridge", "app:bridged"), "BP302"),
+        (("worker", "app:bridged"), "BP203"),
         (("deploy", "app:pipeline"), "BP302"),
         (("results", "app:pipeline"), "BP302"),
         (("publish", "app:pipeline", "--instance", "r", "app.py"), "BP302"),

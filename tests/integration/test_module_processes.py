@@ -69,6 +69,17 @@ class Asks(ExecutionModule[bytes]):
     async def execute(self, package, run):
         package.data = package.data + b" async"
 
+class Batches(ExecutionModule[bytes]):
+    options = OPTIONS
+
+    def execute_batch(self, packages, runs):
+        (package,), (run,) = packages, runs
+        if package.data == b"leave":
+            run.leave("recorded")
+        if package.data == b"fail":
+            run.fail(ValueError("recorded"))
+        package.data = package.data + b"!"
+
 class Sum(msgspec.Struct):
     total: int = 0
 
@@ -89,7 +100,7 @@ class BadSetup(ExecutionModule[bytes]):
         raise OSError("no such model")
 
 def build():
-    names = [Obeys, Hurried, Asks, Adds, BadSetup]
+    names = [Obeys, Hurried, Asks, Adds, Batches, BadSetup]
     return Pipeline("p", [Controller("c", [Phase(kind.__name__, [kind()]) for kind in names])])
 """
 
@@ -176,6 +187,16 @@ async def test_exit_and_errors_come_back_as_if_it_were_here(start: Any) -> None:
     assert "in execute" in error.traceback and "child.py" not in error.traceback
     (after,) = await run(b"pid")
     assert after.envelope.data == before.envelope.data
+
+
+async def test_a_module_with_execute_batch_alone_gets_batches_of_one_there(start: Any) -> None:
+    """What it says of a package by `fail` and `leave` comes back too."""
+    run = await start("Batches")
+    finished = [(await run(word))[0] for word in (b"a", b"leave", b"fail")]
+    assert [each.status for each in finished] == [Status.SUCCESS, Status.EXIT, Status.ERROR]
+    assert [each.envelope.data for each in finished] == [b"a!", b"leave!", b"fail"]
+    assert record(finished[1]).message == "recorded"
+    assert finished[2].envelope.errors[0].message == "recorded"
 
 
 @pytest.mark.parametrize(("order", "told"), [(b"die 7", "exit code 7"), (b"kill", "SIGKILL")])

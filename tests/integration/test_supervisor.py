@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker_pipeline import connect
+from broker_pipeline import Controller, ExternalModule, Phase, Pipeline, connect
 from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.errors import PlanError, SetupError
 from broker_pipeline.runtime.local import LocalRoles
@@ -132,6 +132,20 @@ def test_every_worker_runs_every_phase() -> None:
         ("controller", "t:p"),
         *[("worker", "t:p", "--slots", "2")] * 3,
     ]
+
+
+def test_external_phases_get_a_bridge_and_no_worker_that_has_nothing_to_do() -> None:
+    """A pipeline of both kinds gets both; slots are those of the workers."""
+    asr = ExternalModule("asr", target="registry:///asr")
+    there, here = Phase("there", [asr]), Phase("here", [asr, pipelines.Pass()])
+    for phases, expected in (
+        ([there], [("bridge", "t:p")]),
+        ([there, here], [("bridge", "t:p"), ("worker", "t:p", "--slots", "2")]),
+        ([here], [("worker", "t:p", "--slots", "2")]),
+    ):
+        pipeline = Pipeline("p", [Controller("c", phases)])
+        children = plan_children([("t:p", pipeline)], workers=1, slots=2)
+        assert [child.arguments for child in children] == [("controller", "t:p"), *expected]
 
 
 async def test_local_roles_end_when_a_setup_fails() -> None:

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker_pipeline import codecs
@@ -25,6 +25,7 @@ plain = st.recursive(
 JSON_WORD = f"{codecs.JSON}; type=Word"
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a machine that does much else
 @given(plain, st.sampled_from(["", "application/json", "application/x+json", "text/plain"]))
 def test_plain_data_survives_in_messagepack_and_in_json(value, content_type):
     """Nested lists, dicts and numbers come back as they were; JSON is kept where it was said."""

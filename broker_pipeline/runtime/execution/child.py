@@ -27,7 +27,7 @@ from broker_pipeline.runtime.execution.failure import MESSAGE_BYTES_MAX, bounded
 from broker_pipeline.runtime.execution.package_log import PackageLog
 from broker_pipeline.runtime.execution.program import Step, compile_phase
 from broker_pipeline.runtime.execution.threads import coroutine_of
-from broker_pipeline.target import load_target
+from broker_pipeline.runtime.serving import load_for_process
 
 # The worker sends one package at a time; one more may be under way.
 _REQUESTS_MAX = 2
@@ -71,7 +71,7 @@ def _listen(requests: IO[bytes], inbox: queue.Queue[bytes]) -> None:
 
 
 def _find(target: str, controller: str, phase: str, key: str) -> tuple[Step, Types]:
-    pipeline = load_target(target)
+    pipeline = load_for_process(target)
     for each in pipeline.controllers:
         for stage in each.phases:
             if (each.name, stage.name) == (controller, phase) and key in dict(walk(stage.modules)):
@@ -115,7 +115,9 @@ def _execute(
     module: Any = step.module
     if not isinstance(module, StatefulModule):
         try:
-            _finish(runner, module.execute(package, run))
+            assert step.call is not None  # a combination has no process
+            _finish(runner, step.call(package, run))
+            _obey(run)
         except PackageExit as exit_:
             if exit_.state is not KEEP_STATE:
                 raise TypeError(f"exit(state=...) was called in {step.name!r}: no state") from None
@@ -124,10 +126,16 @@ def _execute(
     state = module.initial_state() if raw is None else frames.unpack_state(raw, step.state_type)
     try:
         state = _finish(runner, module.execute(package, run, state))
+        _obey(run)
     except PackageExit as exit_:
         kept = state if exit_.state is KEEP_STATE else exit_.state
         return "exit", bounded(exit_.reason, MESSAGE_BYTES_MAX), frames.pack_state(kept)
     return "success", "", frames.pack_state(state)
+
+
+def _obey(run: Run) -> None:
+    if run.verdict is not None:
+        raise run.verdict
 
 
 def _finish(runner: asyncio.Runner, result: Any) -> Any:

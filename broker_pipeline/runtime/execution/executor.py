@@ -8,16 +8,24 @@ import time
 from collections.abc import Callable, Sequence
 
 from broker_pipeline import codecs
-from broker_pipeline.errors import SetupError
+from broker_pipeline.errors import BrokerPipelineError
+from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.journey import NS
 from broker_pipeline.pipeline import Controller, Phase
+from broker_pipeline.runtime.execution.batching import Batches
 from broker_pipeline.runtime.execution.flow import Finished, Flow, Job, Slot, Slots
 from broker_pipeline.runtime.execution.interpreter import Walk
 from broker_pipeline.runtime.execution.lifecycle import Lifecycle
-from broker_pipeline.runtime.execution.module_loop import LoopSlots, ModuleLoop, OnLoop
+from broker_pipeline.runtime.execution.module_loop import (
+    HomeLoop,
+    LoopSlots,
+    ModuleLoop,
+    OnLoop,
+)
 from broker_pipeline.runtime.execution.pool import DaemonPool
 from broker_pipeline.runtime.execution.process import Processes
 from broker_pipeline.runtime.execution.program import compile_phase
+from broker_pipeline.runtime.execution.relays import Load, Relays
 from broker_pipeline.runtime.execution.setting import Setting
 from broker_pipeline.runtime.execution.threads import InThread, ThreadSlots, is_exhausted
 
@@ -49,11 +57,16 @@ class PhaseExecutor:
         phase: what to run.
         types: payload types by name, as `Pipeline.payload_types` gives them; for child processes
             only, as packages come with theirs.
-        slots: how many packages run at the same time; at least 1.
+        slots: how many packages run at the same time; at least 1. Modules that get batches raise
+            it.
         worker: this worker's name in journeys and errors.
         host: this machine's name in errors.
         target: TARGET of the pipeline (``package.module:attribute``), for modules in processes.
         deliver: gets what has finished, in lists, in no order.
+        relays: makes what calls the servers of external modules; None: the phase has none.
+        room: called when servers have room for more.
+        load: puts the payload of a package with a reference into its place, for modules behind
+            external ones; None: none comes by reference.
         now_ns: the clock of `start_time_ns`, ns since the Unix epoch.
         monotonic_ns: the clock of durations and timeouts; that of the process, or one like it.
     """
@@ -69,22 +82,27 @@ class PhaseExecutor:
         host: str,
         target: str | None,
         deliver: Callable[[list[Finished]], None],
+        relays: RelayFactory | None = None,
+        room: Callable[[], None] = lambda: None,
+        load: Load | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots!r}; expected at least 1")
-        self._slot_count = slots
         self._deliver = deliver
         self._clock = monotonic_ns
         self._program = compile_phase(controller, phase)
         self._name = f"{controller.name}/{phase.name}"
         self._module_loop = ModuleLoop(f"{self._name}-loop")
         self._pool = DaemonPool(f"{self._name}-sync")
+        self._batches = Batches(self._program, self._pool)
+        self._slot_count = self._batches.slots(slots)
         place = OnLoop(self._pool) if self._program.on_loop else InThread()
         self._setting = Setting(worker, host, now_ns, monotonic_ns, place)
         self._lifecycle = Lifecycle(self._program, self._module_loop)
         self._processes = Processes(self._program, target, slots)
+        self._relays = Relays(self._program, relays, room, load)
         self._outstanding = 0
         self._kick_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -95,23 +113,29 @@ class PhaseExecutor:
     async def start(self) -> None:
         """Run every `setup`, start the slots. Raises SetupError with the module and its cause."""
         self._processes.check()
+        self._relays.check()
         try:
             await self._lifecycle.set_up()
             try:
                 await self._processes.start()
-            except SetupError:
+                await self._relays.start()
+            except BrokerPipelineError:
                 await self._lifecycle.tear_down()
                 raise
         except BaseException:
+            await self._relays.close()
             await self._processes.close()
             await self._module_loop.close()
             raise
         self._flow = flow = Flow(self._program, self._setting, self._collect)
         if self._program.on_loop:
-            self._slots = LoopSlots(flow, self._slot_count, self._module_loop)
+            loop = HomeLoop() if self._program.external else self._module_loop
+            self._slots = LoopSlots(flow, self._slot_count, loop)
         else:
             self._slots = ThreadSlots(flow, self._slot_count, self._name)
         self._slots.start()
+        slots = self._slots
+        self._batches.start(lambda: slots.live)
 
     async def close(self) -> None:
         """Let running packages finish within a bound, run every `teardown`, end all threads.
@@ -121,6 +145,7 @@ class PhaseExecutor:
         if self._slots is None:
             return
         flow, _ = self._running()
+        self._relays.withdraw()
         await self._slots.close()
         flow.abandon()
         self._collect()
@@ -129,6 +154,7 @@ class PhaseExecutor:
         for handle in self._late:
             handle.cancel()
         self._slots = self._flow = None
+        await self._relays.close()
         await self._processes.close()
         await self._lifecycle.tear_down()
         self._pool.close()
@@ -155,12 +181,35 @@ class PhaseExecutor:
         self._outstanding -= len(jobs)
         return jobs
 
+    def take_back(self, job: Job) -> bool:
+        """Have a package not begin, and not be delivered; False: it has begun, or is about to."""
+        _, slots = self._running()
+        taken = slots.take_back(job)
+        self._outstanding -= taken
+        return taken
+
+    def recall(self) -> None:
+        """Have no package wait for a module server any more: each comes back with the status
+        WAITING, and may be given to another worker. What a server has goes on."""
+        self._relays.withdraw()
+
+    def look(self) -> None:
+        """Say which module servers have gone or come; to be called now and then."""
+        self._relays.look()
+
     def wanted(self) -> int:
-        """How many more packages it would like now: about PREFETCH_NS of work for each slot."""
+        """How many more packages it would like now; in an external phase, what servers have room
+        for."""
+        if self._program.external:
+            return self._relays.wanted(self._running()[1].live, self._outstanding)
+        return max(0, self.target() - self._outstanding)
+
+    def target(self) -> int:
+        """How many packages it would like to have: about PREFETCH_NS of work for each slot."""
         flow, slots = self._running()
         run_ns = flow.run_ns
         if not run_ns:
-            return max(0, slots.live - self._outstanding)
+            return slots.live
         # A slot that is busy for longer than usual will not take its share soon.
         now_ns = self._clock()
         target = 0
@@ -170,7 +219,17 @@ class PhaseExecutor:
                 free -= 1
                 target += _share(max(run_ns, now_ns - walk.start_ns))
         target += free * _share(run_ns)
-        return max(0, target - self._outstanding)
+        return self._batches.bounded(target, slots.live, PREFETCH_NS)
+
+    @property
+    def run_ns(self) -> float:
+        """The moving average of how long a package takes; 0 before the first."""
+        return self._flow.run_ns if self._flow is not None else 0.0
+
+    @property
+    def slots(self) -> int:
+        """How many packages run at the same time, when none is lost."""
+        return self._slot_count
 
     @property
     def idle(self) -> bool:
@@ -184,8 +243,8 @@ class PhaseExecutor:
 
     @property
     def exhausted(self) -> bool:
-        """Whether at least half of the slots are lost: the worker should be replaced."""
-        return is_exhausted(self.lost_slots, self._slot_count)
+        """Whether at least half of the slots are lost, or the batches: replace the worker."""
+        return is_exhausted(self.lost_slots, self._slot_count) or self._batches.stuck
 
     # -- on the event loop ----------------------------------------------------------------------
     def _running(self) -> tuple[Flow, Slots]:
@@ -214,10 +273,13 @@ class PhaseExecutor:
         """
         if self._timer is not None or self._outstanding == 0 or self._flow is None:
             return
+        if self._program.external and self._program.timeout_min_ns is None:
+            return  # nothing here blocks, and nothing has a deadline
         run_ns = self._flow.run_ns
         delay = TICK_FAST_S if 0 < run_ns < _FAST_NS else TICK_SLOW_S
         if self._program.timeout_min_ns is not None:
-            delay = min(delay, self._until_deadline_s(self._program.timeout_min_ns))
+            until_s = self._until_deadline_s(self._program.timeout_min_ns)
+            delay = max(TICK_FAST_S, until_s) if self._program.external else min(delay, until_s)
         self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _until_deadline_s(self, timeout_min_ns: int) -> float:

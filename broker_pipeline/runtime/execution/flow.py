@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.external.port import WithdrawnError
 from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution.failure import describe
@@ -43,12 +44,16 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Finished:
-    """What became of a job. `states` is None after an ERROR: they are unknown, load them again."""
+    """What became of a job. `states` is None after an ERROR: they are unknown, load them again.
+
+    `begun`: of one that is WAITING, whether a module has run.
+    """
 
     job: Job
     envelope: pb.DataPackage
     status: Status
     states: States | None
+    begun: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -75,11 +80,23 @@ class Slots(Protocol):
     def expire(self, walk: Walk, slot: Slot, now_ns: int) -> bool:
         """End a walk whose time is over; whether this call did."""
 
+    def take_back(self, job: Job) -> bool:
+        """Have a job not begin; False: it has begun, or is about to."""
+
     def lose(self, walk: Walk, slot: Slot) -> bool:
         """Its module does not come back; False if it has."""
 
     async def close(self) -> None:
         """End what can be ended, within a bounded time."""
+
+
+def removed(job: Job, queue: deque[Job]) -> bool:
+    """Take a job out of a queue; whether it was in there."""
+    try:
+        queue.remove(job)
+    except ValueError:
+        return False
+    return True
 
 
 class Flow:
@@ -94,6 +111,7 @@ class Flow:
     """
 
     def __init__(self, program: Program, setting: Setting, wake: Callable[[], None]) -> None:
+        """`wake` is called on the running loop; where the walks run there too, without a hop."""
         self.program = program
         self.setting = setting
         self.waiting: deque[Job] = deque()
@@ -104,6 +122,7 @@ class Flow:
         self._wake = wake
         self._signalled = False
         self._loop = asyncio.get_running_loop()
+        self._soon = self._loop.call_soon if program.external else self._loop.call_soon_threadsafe
 
     def begin(self, job: Job, slot: Slot) -> Walk:
         """A walk for a job, listed as running."""
@@ -115,13 +134,16 @@ class Flow:
         """Whether a job may begin, for the slot that it has."""
         return asyncio.run_coroutine_threadsafe(gate(), self._loop)
 
-    def turn_away(self, job: Job) -> None:
-        """It may not begin."""
-        self._done.append(Finished(job, job.package.envelope, Status.WAITING, None))
+    def turn_away(self, job: Job, *, begun: bool = False) -> None:
+        """It may not begin, or not here: it has been taken back."""
+        self._done.append(Finished(job, job.package.envelope, Status.WAITING, None, begun))
 
     def end(self, walk: Walk, error: BaseException | None) -> bool:
         """It has come back; whether in time. `error` is what came out of the interpreter itself."""
         job, _ = self.running.pop(walk)
+        if isinstance(error, WithdrawnError):
+            self.turn_away(job, begun=walk.begun)
+            return False
         if walk.dead:
             return False
         if error is not None:
@@ -157,7 +179,7 @@ class Flow:
         if not self._signalled and self._done:
             self._signalled = True
             try:
-                self._loop.call_soon_threadsafe(self._wake)
+                self._soon(self._wake)
             except RuntimeError:  # the loop is closed: nobody wants results any more
                 _log.debug("a result came after the end of the event loop")
 

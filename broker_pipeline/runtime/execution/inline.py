@@ -11,9 +11,10 @@ from typing import Any
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.journey import Status
 from broker_pipeline.package import DataPackage
-from broker_pipeline.runtime.execution.interpreter import States, Walk, drive
+from broker_pipeline.runtime.execution.interpreter import States, Walk
 from broker_pipeline.runtime.execution.program import Program
 from broker_pipeline.runtime.execution.setting import Setting
+from broker_pipeline.runtime.execution.threads import drive
 
 
 def run_inline(

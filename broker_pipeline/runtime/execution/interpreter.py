@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.errors import ModuleTimeoutError
+from broker_pipeline.external.port import WithdrawnError
 from broker_pipeline.journey import NS, STATUS_TO_PB, Status
 from broker_pipeline.modules import KEEP_STATE, PackageExit, Run
 from broker_pipeline.package import DataPackage
-from broker_pipeline.runtime.execution.failure import (
-    MESSAGE_BYTES_MAX,
-    bounded,
-    describe,
-    stack_of,
-)
+from broker_pipeline.runtime.execution import relaying
+from broker_pipeline.runtime.execution.anew import anew
+from broker_pipeline.runtime.execution.failure import MESSAGE_BYTES_MAX, bounded, describe, stack_of
 from broker_pipeline.runtime.execution.mutex import Interrupt, Mutex
-from broker_pipeline.runtime.execution.package_log import PackageLog
+from broker_pipeline.runtime.execution.package_log import run_for
+from broker_pipeline.runtime.execution.payload_fields import bring_up, changed_fields
 from broker_pipeline.runtime.execution.program import Kind, Program, Step
 from broker_pipeline.runtime.execution.setting import Place, Setting
 
@@ -62,6 +62,7 @@ class Walk:
         envelope: the record: payload, content type and attributes as of the last module that ended
             well, and the journey.
         status: how it ended; RUNNING before.
+        begun: whether a module has run in it, here or in a server.
         states: after the package; None after an ERROR: they may have been changed in place.
         deadline_ns: the tightest one of the modules entered, on `monotonic_ns`; None: no bound.
         dead: a timeout ended it.
@@ -69,11 +70,13 @@ class Walk:
 
     __slots__ = (
         "_lock",
+        "_once",
         "_package",
         "_phase",
         "_program",
         "_setting",
         "_stack",
+        "begun",
         "dead",
         "deadline_ns",
         "envelope",
@@ -99,7 +102,8 @@ class Walk:
         self.states: States | None = dict(states) if states else {}
         self.status = Status.RUNNING
         self.deadline_ns: int | None = None
-        self.dead = False
+        self.begun = self.dead = False
+        self._once = False  # whether a server has run it that may not do so twice
         self.interrupt: Interrupt | None = None
         self.thread: int | None = None
         self.envelope = envelope = pb.DataPackage()
@@ -218,14 +222,18 @@ class Walk:
         if queued is not None:
             await place.wait(self, mutex, queued)
         try:
-            waited_ns = self._setting.monotonic_ns() - frame.start_ns
-            with self._lock:
-                if self.dead:
-                    raise Abandoned
-                frame.record.waiting_time_ns = max(0, waited_ns)
+            self.waited(frame)
             return await self._body(frame)
         finally:
             mutex.release()
+
+    def waited(self, frame: _Frame) -> None:
+        """What the module has waited for is there. Raises Abandoned where it is too late."""
+        waited_ns = self._setting.monotonic_ns() - frame.start_ns
+        with self._lock:
+            if self.dead:
+                raise Abandoned
+            frame.record.waiting_time_ns = max(0, waited_ns)
 
     async def _body(self, frame: _Frame) -> Status:
         """What the module does. User code may raise anything here."""
@@ -247,16 +255,52 @@ class Walk:
             if branch is None:
                 return Status.SUCCESS
             return await self._step(branch, frame.record.sub_modules)
-        deadline_ns = self.deadline_ns
-        frame.run = run = Run(
-            PackageLog(package, step.label), None if deadline_ns is None else deadline_ns / NS
-        )
+        if kind is Kind.EXTERNAL:
+            return await self._relay(frame, package)
+        frame.run = run = run_for(package, step.label, self.deadline_ns)
         if kind is Kind.STATEFUL:
             await self._fold(step, package, run)
+        elif step.gather is not None:
+            again = partial(self.again, frame)
+            run = await step.gather(package, run, partial(self.waited, frame), again)
         else:
             await self._call(step, package, run)
+        if run.verdict is not None:
+            raise run.verdict
         self._commit()
         return Status.SUCCESS
+
+    async def _relay(self, frame: _Frame, package: DataPackage[Any]) -> Status:
+        """Have a module server run it; its answer counts as a whole, or not at all."""
+        step, states = frame.step, self.states
+        state: Any = states.get(step.key) if states else None
+        stays = self._once or (self.begun and self._program.once)
+        try:
+            answer = await relaying.ask(step, package, state, self.deadline_ns, stays=stays)
+        except WithdrawnError:
+            with self._lock:
+                if self.dead:
+                    raise Abandoned from None
+                self.dead = True  # without a result: it may begin elsewhere
+            raise
+        status = relaying.status_of(answer)
+        self._once = self._once or not relaying.may_repeat(step)
+        if status is not Status.ERROR:
+            if step.state_type is not None and states is not None:
+                states[step.key] = relaying.state_of(answer)
+            relaying.take_payload(answer, package)
+            self._commit()
+        with self._lock:
+            if self.dead:
+                raise Abandoned
+            relaying.write(answer, step, frame.record, self.envelope, self.start_ns)
+        return status
+
+    def again(self, frame: _Frame) -> tuple[DataPackage[Any], Run]:
+        """What the module was given, anew: a batch that fails is run again."""
+        self._package = package = anew(self._package, self.envelope)
+        frame.run = run = run_for(package, frame.step.label, self.deadline_ns)
+        return package, run
 
     async def _fold(self, step: Step, package: DataPackage[Any], run: Run) -> None:
         states = self.states
@@ -266,7 +310,7 @@ class Walk:
             states[step.key] = step.module.initial_state()  # type: ignore[attr-defined]
         given = (states[step.key],) if step.key in states else ()
         state = await self._call(step, package, run, *given)
-        _check_state(step, state)
+        step.check_state(state)
         states[step.key] = state
 
     async def _call(self, step: Step, *args: Any) -> Any:
@@ -291,32 +335,22 @@ class Walk:
                 f"exit(state=...) was called in {step.name!r}, which has no state; expected "
                 f"it in a StatefulModule only: leave state out"
             )
-        _check_state(step, exit_.state)
+        step.check_state(exit_.state)
         self.states[step.key] = exit_.state
 
     def _commit(self) -> None:
         """Bring the record up to date with what the module left. Raises PayloadError."""
+        self.begun = True
         package = self._package
         package.encode()
         theirs, record = package.envelope, self.envelope
         # Assigning copies and grows the message's memory: only where something has changed.
-        data = theirs.data
-        changed = data != record.data
-        retyped = theirs.content_type != record.content_type
-        labels, kept = theirs.attributes, record.attributes
-        relabelled = bool(len(labels) or len(kept)) and labels != kept
-        if not (changed or retyped or relabelled):
-            return
-        with self._lock:
-            if self.dead:
-                raise Abandoned
-            if changed:
-                record.data = data
-            if retyped:
-                record.content_type = theirs.content_type
-            if relabelled:
-                kept.clear()
-                kept.MergeFrom(labels)
+        fields = changed_fields(theirs, record)
+        if fields:
+            with self._lock:
+                if self.dead:
+                    raise Abandoned
+                bring_up(theirs, record, fields)
 
     # -- how it ends ----------------------------------------------------------------------------
     def _fail(self, frame: _Frame, error: BaseException) -> Status:
@@ -363,27 +397,3 @@ class Walk:
 def _number(status: Status) -> Any:
     """The protobuf number. Hashing an enum member for the usual one costs more than asking."""
     return _SUCCESS if status is Status.SUCCESS else STATUS_TO_PB[status]
-
-
-def _check_state(step: Step, state: object) -> None:
-    """A state that cannot be stored is the module's fault, and found here, not later."""
-    expected = step.state_type
-    if isinstance(state, expected or object) and state is not None:
-        return
-    wanted = expected.__name__ if expected else "a msgspec.Struct or bytes"
-    raise TypeError(
-        f"the state after a package in {step.name!r} is a {type(state).__name__}; expected "
-        f"{wanted}: return it from execute"
-    )
-
-
-def drive(walk: Walk) -> Status:
-    """Run a walk that never suspends to its end, in this thread."""
-    coroutine = walk.run()
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        status: Status = end.value
-        return status
-    coroutine.close()
-    raise RuntimeError("a walk without a loop has suspended; expected a place that blocks instead")

@@ -10,13 +10,24 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
-from broker_pipeline.runtime.execution.flow import Flow, Job, Slot
+from broker_pipeline.runtime.execution.flow import Flow, Job, Slot, removed
 from broker_pipeline.runtime.execution.interpreter import Walk
 from broker_pipeline.runtime.execution.mutex import Mutex
 from broker_pipeline.runtime.execution.pool import DaemonPool
 from broker_pipeline.runtime.execution.threads import CLOSE_S, is_exhausted
 
 _log = logging.getLogger(__name__)
+
+
+class HomeLoop:
+    """The worker's own loop, for phases that run no code here: they need no hop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call it there; from there."""
+        self.loop.call_soon(callback)
 
 
 class ModuleLoop:
@@ -38,6 +49,10 @@ class ModuleLoop:
             )
             self._thread.start()
         return self._loop
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call it there; from any thread."""
+        self.loop.call_soon_threadsafe(callback)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine there and wait for it here."""
@@ -129,9 +144,9 @@ class OnLoop:
 
 
 class LoopSlots:
-    """Tasks on the module loop that serve a flow; see `flow.Slots`."""
+    """Tasks on the module loop, or on the worker's own, that serve a flow; see `flow.Slots`."""
 
-    def __init__(self, flow: Flow, slots: int, loop: ModuleLoop) -> None:
+    def __init__(self, flow: Flow, slots: int, loop: ModuleLoop | HomeLoop) -> None:
         self._flow = flow
         self._wanted = slots
         self._module_loop = loop
@@ -155,11 +170,15 @@ class LoopSlots:
         """Have the loop look for jobs, once until it has."""
         if not self._pump_due:
             self._pump_due = True
-            self._module_loop.loop.call_soon_threadsafe(self._pump)
+            self._module_loop.soon(self._pump)
 
     def expire(self, walk: Walk, slot: Slot, now_ns: int) -> bool:
         """End a walk whose time is over."""
         return walk.expire(now_ns)
+
+    def take_back(self, job: Job) -> bool:
+        """Have a job not begin."""
+        return removed(job, self._flow.waiting)
 
     def lose(self, walk: Walk, slot: Slot) -> bool:
         """Count the slot as lost, and allow one more unless too many are."""
@@ -188,8 +207,11 @@ class LoopSlots:
         waiting = self._flow.waiting
         loop = asyncio.get_running_loop()
         while waiting and len(self._tasks) < self._limit and not self._closing:
+            try:
+                job = waiting.popleft()
+            except IndexError:
+                break  # it has just been taken back
             slot = Slot()
-            job = waiting.popleft()
             self._tasks[slot] = loop.create_task(self._run(job, slot), name="package")
 
     async def _run(self, job: Job, slot: Slot) -> None:

@@ -1,4 +1,4 @@
-"""The logger that module code gets as `run.log`."""
+"""The `run` that module code gets, and its logger."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 from collections.abc import MutableMapping
 from typing import Any
 
+from broker_pipeline.journey import NS
+from broker_pipeline.modules import Run
 from broker_pipeline.package import DataPackage
 
 log = logging.getLogger("broker_pipeline.module")
@@ -29,3 +31,8 @@ class PackageLog(logging.LoggerAdapter[logging.Logger]):
         fields = {"package_id": package_id, "module_path": self._label}
         kwargs["extra"] = {**fields, **kwargs.get("extra", {})}
         return f"{msg} (package {package_id}, module {self._label.replace('%', '%%')})", kwargs
+
+
+def run_for(package: DataPackage[Any], label: str, deadline_ns: int | None) -> Run:
+    """The run of a package in the module of that label."""
+    return Run(PackageLog(package, label), None if deadline_ns is None else deadline_ns / NS)

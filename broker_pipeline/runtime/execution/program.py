@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -13,10 +13,15 @@ from broker_pipeline.modules import (
     CombinationModule,
     ConditionModule,
     ExecutionModule,
+    ExternalModule,
     Module,
+    Run,
     StatefulModule,
+    defines_batches,
+    is_stateful,
     state_type,
 )
+from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Controller, Phase
 from broker_pipeline.runtime.execution.failure import NAME_BYTES_MAX, bounded
 from broker_pipeline.runtime.execution.mutex import Mutex, mutex_of
@@ -29,6 +34,7 @@ class Kind(Enum):
     STATEFUL = auto()
     CONDITION = auto()
     COMBINATION = auto()
+    EXTERNAL = auto()
 
 
 @dataclass(slots=True, eq=False)
@@ -38,8 +44,9 @@ class Step:
     Attributes:
         key: its positions joined by '.', the name of its state.
         label: controller, phase and module names joined by '/', as errors tell it.
-        call: its own code: `execute`, or `condition`; None for a combination.
-        remote: set by the executor for a module that is isolated in a process.
+        call: its own code: `execute`, or `condition`; None where it has none here.
+        remote: set by the executor for a module that is isolated in a process or external.
+        gather: set by the executor for a module that gets batches: has a package run in one.
         children: of a condition exactly two, either of which may be None; otherwise in order.
     """
 
@@ -56,11 +63,17 @@ class Step:
     mutex: Mutex | None
     children: tuple[Step | None, ...]
     remote: Callable[..., Any] | None = None
+    gather: Callable[..., Awaitable[Run]] | None = None
 
     @property
     def isolated(self) -> bool:
         """Whether it asks for a process of its own."""
         return self.module.options.isolation == "process"
+
+    @property
+    def batches(self) -> bool:
+        """Whether it gets several packages at once."""
+        return self.module.options.max_batch > 1
 
     def walk(self) -> Iterator[Step]:
         """This step and all inside it, in the order of the tree."""
@@ -69,13 +82,27 @@ class Step:
             if child is not None:
                 yield from child.walk()
 
+    def check_state(self, state: object) -> None:
+        """A state that cannot be stored is the module's fault, and found here, not later."""
+        expected = self.state_type
+        if isinstance(state, expected or object) and state is not None:
+            return
+        wanted = expected.__name__ if expected else "a msgspec.Struct or bytes"
+        raise TypeError(
+            f"the state after a package in {self.name!r} is a {type(state).__name__}; expected "
+            f"{wanted}: return it from execute"
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Program:
     """A phase, laid out.
 
     Attributes:
-        on_loop: whether a module is `async def`, so that packages run on the module loop.
+        on_loop: whether a module is `async def` or external, or packages wait for others: they run
+            on a loop.
+        external: see `Phase.external`; the loop is then the worker's own.
+        once: whether a package may never begin a second time.
         timeout_min_ns: the shortest timeout of all; None where there is none.
     """
 
@@ -83,6 +110,8 @@ class Program:
     phase: str
     steps: tuple[Step, ...]
     on_loop: bool
+    external: bool
+    once: bool
     timeout_min_ns: int | None
 
     def walk(self) -> Iterator[Step]:
@@ -101,9 +130,17 @@ def compile_phase(controller: Controller | str, phase: Phase) -> Program:
         controller=name,
         phase=phase.name,
         steps=steps,
-        on_loop=any(step.is_async and not step.isolated for step in every),
+        on_loop=any((step.is_async and not step.isolated) or step.batches for step in every),
+        external=phase.external,
+        once=phase.max_deliver == 1,
         timeout_min_ns=min(timeouts, default=None),
     )
+
+
+def in_servers(controller: Controller, phase: Phase) -> list[str]:
+    """The labels of what runs in module servers and nowhere else."""
+    steps = compile_phase(controller, phase).walk()
+    return [step.label for step in steps if phase.external or step.kind is Kind.EXTERNAL]
 
 
 def _steps(modules: Sequence[Module[Any]], key: str, label: str) -> tuple[Step, ...]:
@@ -125,11 +162,14 @@ def _step(module: Module[Any], key: str, label: str) -> Step:
     elif isinstance(module, StatefulModule):
         kind, call = Kind.STATEFUL, module.execute
     elif isinstance(module, ExecutionModule):
-        kind, call = Kind.EXECUTION, module.execute
+        kind, call = Kind.EXECUTION, _execute_of(module)
+    elif isinstance(module, ExternalModule):
+        kind = Kind.EXTERNAL
     else:
         raise TypeError(
             f"module {label!r} is a {type(module).__name__}, which a worker cannot run; expected "
-            f"an ExecutionModule, StatefulModule, ConditionModule or CombinationModule"
+            f"an ExecutionModule, StatefulModule, ConditionModule, CombinationModule or "
+            f"ExternalModule"
         )
     options = module.options
     return Step(
@@ -139,13 +179,28 @@ def _step(module: Module[Any], key: str, label: str) -> Step:
         name=name,
         label=label,
         call=call,
-        is_async=_is_async(call, module),
+        is_async=kind is Kind.EXTERNAL or _is_async(call, module),
         payload_type=module.payload_type,
-        state_type=state_type(module) if isinstance(module, StatefulModule) else None,
+        state_type=state_type(module) if is_stateful(module) else None,
         timeout_ns=None if options.timeout_s is None else max(1, round(options.timeout_s * NS)),
         mutex=mutex_of(module) if options.use_mutex else None,
         children=children,
     )
+
+
+def _execute_of(module: ExecutionModule[Any]) -> Callable[..., Any]:
+    """What runs a single package: `execute`, or a batch of one."""
+    one_by_one = type(module).execute is not ExecutionModule.execute
+    if not defines_batches(module) or (one_by_one and module.options.max_batch == 1):
+        return module.execute
+    batch: Callable[..., Any] = module.execute_batch
+    if not inspect.iscoroutinefunction(batch):
+        return lambda package, run: batch((package,), (run,))
+
+    async def alone(package: DataPackage[Any], run: Run) -> None:
+        await batch((package,), (run,))
+
+    return alone
 
 
 def _branches(module: ConditionModule[Any], key: str, label: str) -> tuple[Step | None, ...]:

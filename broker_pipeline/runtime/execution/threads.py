@@ -7,14 +7,16 @@ time; an idle slot takes from the others what they have grabbed and not begun.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
-from broker_pipeline.runtime.execution.flow import Flow, Job, Slot
-from broker_pipeline.runtime.execution.interpreter import Walk, drive
+from broker_pipeline.journey import Status
+from broker_pipeline.runtime.execution.flow import Flow, Job, Slot, removed
+from broker_pipeline.runtime.execution.interpreter import Walk
 from broker_pipeline.runtime.execution.mutex import Mutex
 from broker_pipeline.runtime.execution.pool import DaemonPool
 
@@ -34,6 +36,18 @@ def is_exhausted(lost: int, slots: int) -> bool:
 async def coroutine_of(result: Awaitable[Any]) -> Any:
     """What a synchronous function returned may be any awaitable; loops take coroutines."""
     return await result
+
+
+def drive(walk: Walk) -> Status:
+    """Run a walk that never suspends to its end, in this thread."""
+    coroutine = walk.run()
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        status: Status = end.value
+        return status
+    coroutine.close()
+    raise RuntimeError("a walk without a loop has suspended; expected a place that blocks instead")
 
 
 class InThread:
@@ -104,6 +118,12 @@ class ThreadSlots:
             self._change.notify_all()
             return True
 
+    def take_back(self, job: Job) -> bool:
+        """Have a job not begin, also where a slot has grabbed it and hangs in the one before."""
+        with self._change:
+            queues = (self._flow.waiting, *(slot.held for slot in self._slots))
+            return any(removed(job, queue) for queue in queues)
+
     def lose(self, walk: Walk, slot: Slot) -> bool:
         """Count the slot as lost, and replace it unless too many are; False if it has come back."""
         with self._change:
@@ -155,10 +175,10 @@ class ThreadSlots:
             while not self._closing:
                 if waiting:
                     share = -(-len(waiting) // (self._idle + 1))
-                    for _ in range(min(share, self._batch())):
-                        held.append(waiting.popleft())
-                    return True
-                if self._steal(held):
+                    with contextlib.suppress(IndexError):  # the worker may be taking them back
+                        for _ in range(min(share, self._batch())):
+                            held.append(waiting.popleft())
+                if held or self._steal(held):
                     return True
                 self._idle += 1
                 self._change.wait()

@@ -9,6 +9,7 @@ from broker_pipeline import (
     Controller,
     DataPackage,
     ExecutionModule,
+    ExternalModule,
     Mode,
     Outcome,
     Phase,
@@ -50,6 +51,16 @@ def test_the_text_names_rules_modules_and_readers() -> None:
     assert "controller end: FIRST_WINS, max_workers 2, queue_size 0, max_age 1.5 s" in text
     assert '      pair (combination)\n        a "b" <c>\n        d\n' in text
     assert "worker in-order.say" in text and "bp.talk.0.work.in-order.say.>" in text
+
+
+def test_an_external_module_shows_where_its_servers_are() -> None:
+    """In the text and in the flowchart, with the bridge that reads its queue."""
+    asr = ExternalModule("asr", target="registry:///asr", stateful=True)
+    plan = compile_plan(Pipeline("talk", [Controller("c", [Phase("p", [asr])])]))
+    text = drawing.as_text(plan)
+    assert "      asr (external, stateful, registry:///asr)\n" in text
+    assert "bridge c.p" in text
+    assert "<br/>asr: registry:///asr" in drawing.as_mermaid(plan)
 
 
 def test_the_flowchart_goes_through_all_phases_with_safe_labels() -> None:

@@ -14,6 +14,7 @@ from broker_pipeline.modules import (
     ModuleOptions,
 )
 from broker_pipeline.package import DataPackage
+from broker_pipeline.runtime.execution.executor import Job
 
 from .conftest import BOUND_S, package, until
 
@@ -187,3 +188,23 @@ async def test_what_still_runs_at_the_end_gives_no_result(start: Any, monkeypatc
     await desk.executor.close()
     assert hangs.cancelled.is_set()
     assert not desk.finished
+
+
+async def test_a_package_can_be_taken_back_until_it_has_its_slot(start: Any) -> None:
+    """Then it stays."""
+    gate, inside = threading.Event(), threading.Event()
+
+    class Waits(ExecutionModule[bytes]):
+        async def execute(self, package: Any, run: Any) -> None:
+            inside.set()
+            while not gate.is_set():  # noqa: ASYNC110 - set by another thread
+                await asyncio.sleep(0)
+
+    desk = await start(Waits(), slots=1)
+    jobs = [Job(package(number=n), n) for n in (1, 2)]
+    desk.executor.submit(jobs)
+    await until(inside.is_set)
+    assert [desk.executor.take_back(job) for job in jobs] == [False, True]
+    gate.set()
+    (finished,) = await desk.until(1)
+    assert finished.job is jobs[0] and desk.executor.idle

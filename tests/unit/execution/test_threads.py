@@ -12,6 +12,7 @@ from broker_pipeline.journey import NS, Status
 from broker_pipeline.modules import CombinationModule, ExecutionModule, ModuleOptions
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution import executor as executor_module
+from broker_pipeline.runtime.execution.executor import Job
 
 from .conftest import BOUND_S, package, until
 
@@ -258,3 +259,24 @@ async def test_states_come_back_and_the_given_ones_are_not_replaced(start: Any) 
     (finished,) = await desk.run(package(), states=given)
     assert finished.states == {"0": Count(4)}
     assert finished.states is not given
+
+
+async def test_a_package_can_be_taken_back_until_it_begins(start: Any) -> None:
+    """In the queue, or grabbed by a slot that hangs in the one before; not when it runs."""
+    gate = Gate()
+    desk = await start(gate, slots=1)
+    await desk.run(*(package(number=n) for n in range(500)))  # so fast that a slot grabs several
+    jobs = [Job(package(data, n), n) for n, data in enumerate([b"wait", b"grabbed"], 500)]
+    desk.executor.submit(jobs)
+    await until(lambda: gate.entered.acquire(blocking=False))
+    assert not desk.executor._flow.waiting, "the slot has both"
+    queued = Job(package(b"queued", 502), 502)
+    desk.executor.submit([queued])
+    running, grabbed = jobs
+    assert [desk.executor.take_back(job) for job in (running, grabbed, queued)] == [
+        False, True, True,
+    ]  # fmt: skip
+    assert not desk.executor.take_back(queued), "it is not there any more"
+    gate.open.set()
+    assert (await desk.until(501))[-1].job is running
+    assert desk.executor.idle

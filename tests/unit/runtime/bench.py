@@ -69,13 +69,16 @@ class Bench:
         bench.leading = asyncio.create_task(leader.run(bench._stop))
         return bench
 
-    async def work(self, phase: int = 0, *, controller: int = 0, slots: int = 2) -> Working:
+    async def work(
+        self, phase: int = 0, *, controller: int = 0, slots: int = 2, relays: Any = None
+    ) -> Working:
         """Start a worker for a phase."""
         broker = self.server.connect(reconnect=True)
         which = self.pipeline.controllers[controller]
         worker = PhaseWorker(
             broker, self.pipeline, which, which.phases[phase],
             slots=slots, worker=f"w{len(self.workers)}", host="h", target=None,
+            relays=relays,
         )  # fmt: skip
         await worker.start()
         self.workers.append(Working(self, worker, broker))

@@ -7,10 +7,11 @@ import asyncio
 import pytest
 
 from broker_pipeline import Outcome
+from broker_pipeline.core.names import payload_bucket
 from broker_pipeline.errors import ConnectionLostError, NotFoundError
 from broker_pipeline.runtime import phase_worker
 from broker_pipeline.runtime.lifecycle import first_error
-from broker_pipeline.runtime.worker import Worker
+from broker_pipeline.runtime.worker import Worker, choose
 from tests.unit.runtime.bench import Bench, results
 from tests.unit.runtime.gate import Gate, pipeline
 from tests.unit.runtime.shard import until
@@ -57,8 +58,9 @@ async def test_a_package_that_kills_its_workers_is_an_error_and_the_sequence_goe
 
 
 async def test_a_result_over_the_limit_is_an_error_with_the_original_payload() -> None:
-    """And those behind it go on."""
+    """Where an older program has deployed no place for it. And those behind it go on."""
     bench = await Bench.begin(pipeline(Gate()), max_payload=16_000)
+    await bench.broker.delete_object_bucket(payload_bucket("demo"))
     await bench.work()
     await bench.send(b"grow", b"next")
     left = await bench.left(2)
@@ -69,8 +71,10 @@ async def test_a_result_over_the_limit_is_an_error_with_the_original_payload() -
 
 
 async def test_a_package_that_is_too_large_even_as_an_error_leaves_without_its_payload() -> None:
-    """It came just below the limit: one ERROR, and no worker that goes round in circles."""
+    """It came just below the limit, and there is no place for its payload: one ERROR, and no worker
+    that goes round in circles."""
     bench = await Bench.begin(pipeline(Gate()), max_payload=16_000)
+    await bench.broker.delete_object_bucket(payload_bucket("demo"))
     await bench.work()
     await bench.send(b"x" * 15_700, b"next")
     left = await bench.left(2)
@@ -213,7 +217,9 @@ async def test_a_consumer_that_is_deleted_ends_the_worker_with_one_clear_error()
     """NotFoundError, not a group of groups; its modules are torn down."""
     gate = Gate()
     bench = await Bench.begin(pipeline(gate))
-    worker = Worker(bench.server.connect(reconnect=True), bench.pipeline)
+    worker = Worker(
+        bench.server.connect(reconnect=True), bench.pipeline, choose(bench.pipeline, None), slots=2
+    )
     ready = asyncio.Event()
     running = asyncio.create_task(worker.run(asyncio.Event(), ready=ready.set))
     await ready.wait()
@@ -228,7 +234,7 @@ async def test_a_worker_without_its_consumer_says_so() -> None:
     """As one of a newer pipeline than the deployed one."""
     bench = await Bench.begin(pipeline(Gate()))
     other = pipeline(Gate(), Gate(name="new"))
-    worker = Worker(bench.server.connect(), other)
+    worker = Worker(bench.server.connect(), other, choose(other, None), slots=2)
     with pytest.raises(NotFoundError, match="c=p1"):
         await worker.run(asyncio.Event(), ready=lambda: None)
     await bench.end()
@@ -240,7 +246,9 @@ async def test_a_connection_lost_for_good_ends_the_worker() -> None:
     broker = bench.server.connect(reconnect=False)
     ready = asyncio.Event()
     running = asyncio.create_task(
-        Worker(broker, bench.pipeline).run(asyncio.Event(), ready=ready.set)
+        Worker(broker, bench.pipeline, choose(bench.pipeline, None), slots=2).run(
+            asyncio.Event(), ready=ready.set
+        )
     )
     await ready.wait()
     bench.server.disconnect(broker)

@@ -1,0 +1,134 @@
+"""A module in the place of an external one's servers: in this process, without gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from broker_pipeline import codecs
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline._proto.v1 import module_service_pb2 as service
+from broker_pipeline.errors import ClientError
+from broker_pipeline.external.port import Answer
+from broker_pipeline.journey import STATUS_TO_PB, Status, last_message
+from broker_pipeline.modules import Module, is_stateful, state_type, walk
+from broker_pipeline.package import DataPackage
+from broker_pipeline.pipeline import Phase
+from broker_pipeline.runtime.execution.interpreter import Walk
+from broker_pipeline.runtime.execution.program import Kind, Program, compile_phase
+from broker_pipeline.runtime.execution.setting import Setting
+
+_CONTROLLER, _PHASE = "server", "module"
+_PATH = f"{_CONTROLLER}/{_PHASE}/"
+
+
+SERVER = "stand-in"
+"""The server and the host in errors."""
+
+
+def use_stand_ins(
+    programs: Iterable[Program],
+    given: Mapping[str, Module[Any]],
+    types: codecs.Types,
+    now_ns: Callable[[], int],
+) -> list[Module[Any]]:
+    """Let modules here stand for those that run in module servers, by name; those that do.
+
+    Raises:
+        ClientError: one is missing, or one too many.
+    """
+    unused, used = dict(given), []
+    for step in (step for program in programs for step in program.walk()):
+        if step.kind is not Kind.EXTERNAL:
+            continue
+        name = step.module.name
+        module = given.get(name)
+        if not isinstance(module, Module):
+            raise ClientError(
+                f"module {step.label!r} runs in module servers, and there are none in memory; "
+                f"expected what runs in their place, external={{{name!r}: SomeModule()}}, not "
+                f"{module!r}"
+            )
+        unused.pop(name, None)
+        stand_in = StandIn(module, types, now_ns)
+        step.remote, step.is_async = stand_in.call, stand_in.is_async
+        used.append(module)
+    if unused:
+        raise ClientError(
+            f"external names {', '.join(map(repr, unused))}, and the pipeline has no "
+            f"ExternalModule of that name: leave it out, or name one that it has"
+        )
+    return used
+
+
+class StandIn:
+    """Answers as a module server that hosts the module would.
+
+    Args:
+        module: what to run.
+        types: payload types by name.
+        now_ns: the clock of all times.
+    """
+
+    def __init__(self, module: Module[Any], types: codecs.Types, now_ns: Callable[[], int]) -> None:
+        self._program = compile_phase(_CONTROLLER, Phase(_PHASE, [module]))
+        self._types = types
+        self._now_ns = now_ns
+        self._setting = Setting(SERVER, SERVER, now_ns, now_ns)
+        self._state_types = {
+            path: state_type(inner) for path, inner in walk([module]) if is_stateful(inner)
+        }
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it needs an event loop."""
+        return any(step.is_async for step in self._program.walk())
+
+    async def call(
+        self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
+    ) -> Answer:
+        """See `Relay.call`."""
+        sent_ns = self._now_ns()
+        given = pb.DataPackage()
+        given.CopyFrom(package)
+        way = Walk(
+            self._program, DataPackage.wrap(given, self._types), self._unpack(state), self._setting
+        )
+        response = self._response(package, way, await way.run())
+        return Answer(response, SERVER, sent_ns, self._now_ns())
+
+    def _response(self, package: pb.DataPackage, way: Walk, status: Status) -> service.RunResponse:
+        envelope, before = way.envelope, len(package.errors)
+        modules = envelope.controllers[-1].phases[-1].modules
+        response = service.RunResponse(
+            status=STATUS_TO_PB[status], modules=modules, message=last_message(modules)
+        )
+        for error in envelope.errors[before:]:
+            error.path = error.path.removeprefix(_PATH)
+            response.errors.append(error)
+        _count_from(before, response.modules)
+        response.payload.data = envelope.data
+        response.payload.content_type = envelope.content_type
+        response.payload.attributes.MergeFrom(envelope.attributes)
+        if self._state_types and way.states is not None:
+            packed = {path: msgspec.msgpack.encode(each) for path, each in way.states.items()}
+            response.state = msgspec.msgpack.encode(packed)
+        return response
+
+    def _unpack(self, state: bytes | None) -> dict[str, object]:
+        if state is None:
+            return {}
+        return {
+            path: msgspec.msgpack.decode(raw, type=self._state_types[path] or Any)
+            for path, raw in msgspec.msgpack.decode(state, type=dict[str, bytes]).items()
+        }
+
+
+def _count_from(before: int, modules: Any) -> None:
+    """A server counts its own errors only."""
+    for module in modules:
+        if module.error:
+            module.error -= before
+        _count_from(before, module.sub_modules)
