@@ -1,6 +1,7 @@
 # `make` lists the targets. Every target installs what it needs into a virtual environment of its own.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault fault-real soak check format proto benchmark clean
+.PHONY: help demo test fault fault-real soak check format proto proxies \
+	benchmark clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,8 +29,11 @@ help:  ## list the targets
 demo: $(VENV)/.transcribe  ## transcribe recorded speech live (SPEED=max, ROOMS=20, FILE=path)
 	$(BIN)/python -m examples.transcribe.demo --speed $(SPEED) --rooms $(ROOMS) $(if $(FILE),'$(FILE)')
 
-test: $(VENV)/.test  ## run all tests, with real servers and real processes
+test: $(VENV)/.test $(VENV)/.proxies  ## run all tests, with real servers and real processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+proxies:  ## install nginx and HAProxy for their tests (root, apt-get); elsewhere these are skipped
+	sh tests/integration/install_proxies.sh
 
 fault: $(VENV)/.test  ## simulate faults from seeds (SEEDS=2000 FIRST_SEED=0; one seed: SEEDS=1)
 	$(BIN)/python -m tests.fault --seeds $(SEEDS) --first $(FIRST_SEED)
@@ -56,6 +60,8 @@ proto: $(VENV)/.dev  ## generate broker_pipeline/_proto from proto/
 	rm -rf build/proto && mkdir -p build/proto
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/proto --pyi_out=build/proto \
 		$$(cd proto && find broker_pipeline -name '*.proto')
+	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=build/proto \
+		broker_pipeline/v1/module_service.proto
 	@# protoc writes imports from the proto root; the package keeps its generated code in _proto.
 	sed -i 's/^from broker_pipeline\.v1 import/from broker_pipeline._proto.v1 import/' \
 		build/proto/broker_pipeline/v1/*.py build/proto/broker_pipeline/v1/*.pyi
@@ -67,6 +73,11 @@ benchmark: $(VENV)/.test  ## ours beside the same topology hand-written on nats-
 
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build *.egg-info
+
+# Tried once: without it the tests of these proxies are skipped.
+$(VENV)/.proxies: tests/integration/install_proxies.sh | $(VENV)/.test
+	sh tests/integration/install_proxies.sh
+	touch $@
 
 # One stamp a set of extras: installed again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
