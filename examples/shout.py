@@ -14,6 +14,7 @@ from broker_pipeline import (
     Controller,
     DataPackage,
     ExecutionModule,
+    ExternalModule,
     Mode,
     Phase,
     Pipeline,
@@ -42,6 +43,21 @@ pipeline = Pipeline(
             max_workers=4,
             queue_size=16,
             phases=[Phase("upper", [Upper()])],
+        ),
+    ],
+)
+
+
+# The same with its module elsewhere: `broker-pipeline serve examples.shout:Upper --announce URL`.
+remote = Pipeline(
+    "shout",
+    [
+        Controller(
+            "tidy",
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=4,
+            queue_size=16,
+            phases=[Phase("upper", [ExternalModule("upper", target="registry:///Upper")])],
         ),
     ],
 )

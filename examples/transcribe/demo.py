@@ -1,6 +1,7 @@
 """Watch recorded speech become text, in order, through JetStream.
 
     python -m examples.transcribe.demo [--speed max|1.0] [--rooms N] [--stagger S] [FILE]
+    python -m examples.transcribe.demo --servers 3 [--harm]
 
 Starts a broker, controllers and workers, streams a recording in chunks of 100 ms, prints each text
 as it comes, and sums up. Exit code 1, with the reason, if anything was lost, doubled or out of
@@ -23,12 +24,15 @@ import soundfile
 from broker_pipeline import Client, DataPackage, Instance, Outcome, Pipeline, connect
 from examples.transcribe import report
 from examples.transcribe.audio import CHUNK_MS, REFERENCE, bundled_recording, read_chunks
-from examples.transcribe.pipeline import captions, transcribe
+from examples.transcribe.pipeline import captions, remote, transcribe
 from examples.transcribe.recogniser import EngineError
 from examples.transcribe.report import Room
-from examples.transcribe.stage import StageError, everything_up
+from examples.transcribe.stage import Servers, StageError, everything_up, servers_up
 
 HERE = "examples.transcribe.pipeline"
+RECOGNISER = f"{HERE}:Recognise"
+HARM_AFTER = 3
+"""Texts until module servers are harmed: in the middle of the recording."""
 SILENT_S_MAX = 60.0
 """When nothing has left for so long, what is missing is lost."""
 
@@ -116,18 +120,39 @@ class Talk:
             speaker.cancel()
 
 
+def harming(servers: Servers, show: Callable[[Room, Any], None]) -> Callable[[Room, Any], None]:
+    """Show texts, and harm two module servers once some have come."""
+    texts = 0
+
+    def shown(room: Room, package: DataPackage[Any]) -> None:
+        nonlocal texts
+        show(room, package)
+        if package.outcome is Outcome.SUCCESS:
+            texts += 1
+            if texts == HARM_AFTER:
+                servers.harm()
+
+    return shown
+
+
 async def run(arguments: argparse.Namespace, file: Path, reference: str | None) -> int:
     """The whole demo; its exit code."""
     screen = Screen()
     loop = asyncio.get_running_loop()
-    alone = arguments.rooms == 1
-    targets = [f"{HERE}:transcribe", *([f"{HERE}:captions"] if alone else [])]
+    alone = arguments.rooms == 1 and not arguments.servers
+    pipeline, name = (remote, "remote") if arguments.servers else (transcribe, "transcribe")
+    targets = [f"{HERE}:{name}", *([f"{HERE}:captions"] if alone else [])]
     begun = loop.time()
     screen.note("starting nats-server, controllers and workers ...")
-    async with everything_up(targets, screen.note) as url, connect(url) as client:
+    async with (
+        everything_up(targets, screen.note) as url,
+        servers_up(url, RECOGNISER, arguments.servers, screen.note) as servers,
+        connect(url) as client,
+    ):
         screen.note(f"ready after {loop.time() - begun:.1f} s at {url}; streaming {file.name}")
+        show = harming(servers, screen.text) if arguments.harm else screen.text
         names = [f"room-{number}" for number in range(1, arguments.rooms + 1)]
-        talks = [Talk(client, transcribe, name, screen.text) for name in names]
+        talks = [Talk(client, pipeline, name, show) for name in names]
         beside = [Talk(client, captions, name, screen.caption) for name in names if alone]
         begun = loop.time()
         async with asyncio.TaskGroup() as group:
@@ -180,6 +205,17 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         help="seconds from the start of a room to the next one's",
     )
+    parser.add_argument(
+        "--servers",
+        type=lambda text: int(_number(text, 0, 100)),
+        default=0,
+        help="recognise in so many module servers, behind gRPC; without captions",
+    )
+    parser.add_argument(
+        "--harm",
+        action="store_true",
+        help="kill one module server and stop another in the middle (with --servers 3 or more)",
+    )
     return parser
 
 
@@ -189,7 +225,10 @@ def _first(error: Exception) -> Exception:
 
 def main() -> int:
     """Read the command line and run."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.harm and arguments.servers < 3:
+        parser.error("--harm takes two module servers away; give it --servers 3 or more")
     try:
         file = arguments.file or bundled_recording()
         next(read_chunks(file))

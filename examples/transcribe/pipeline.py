@@ -12,6 +12,8 @@ from broker_pipeline import (
     Controller,
     DataPackage,
     ExecutionModule,
+    ExternalModule,
+    ExternalOptions,
     Mode,
     Phase,
     Pipeline,
@@ -119,13 +121,41 @@ def _what_was_heard(before: State, after: State) -> str:
     return NOISE if before.speaking else SILENCE
 
 
+listen = Controller("listen", [Phase("segment", [Segment()])], mode=Mode.NOT_PARALLEL)
+
 transcribe = Pipeline(
     "transcribe",
     [
-        Controller("listen", [Phase("segment", [Segment()])], mode=Mode.NOT_PARALLEL),
+        listen,
         Controller(
             "transcribe",
             [Phase("recognise", [Recognise()])],
+            mode=Mode.ORDER_BY_SEQUENCE,
+            max_workers=4,
+        ),
+    ],
+)
+
+# The same with the recogniser in module servers: `broker-pipeline serve --announce`, as many as
+# you like. A text may be recognised twice: one that a server dies with is given to another.
+remote = Pipeline(
+    "transcribe",
+    [
+        listen,
+        Controller(
+            "transcribe",
+            [
+                Phase(
+                    "recognise",
+                    [
+                        ExternalModule(
+                            "recogniser",
+                            target="registry:///Recognise",
+                            options=ExternalOptions(idempotent=True),
+                        )
+                    ],
+                )
+            ],
             mode=Mode.ORDER_BY_SEQUENCE,
             max_workers=4,
         ),

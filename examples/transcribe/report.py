@@ -143,7 +143,8 @@ def _phase(phase: dict[str, Any]) -> Tree:
 
 def _module(module: dict[str, Any]) -> Tree:
     said = f": {module['message']}" if module["message"] else ""
-    label = f"{module['name']} {module['status']}, {_ms(module['total_time'])}{said}"
+    place = f" on {module['server']}" if "server" in module else ""
+    label = f"{module['name']}{place} {module['status']}, {_ms(module['total_time'])}{said}"
     return label, [_module(sub) for sub in module["sub_modules"]]
 
 

@@ -54,6 +54,29 @@ def test_the_demo_transcribes_the_recording_and_says_what_happened() -> None:
 
 
 @pytest.mark.usefixtures("speech")
+def test_module_servers_that_die_and_hang_change_no_word() -> None:
+    """Three of them recognise; one is killed and one stopped in the middle: the texts are those of
+    a run without any, in order, none lost."""
+    demo = ("-m", "examples.transcribe.demo", "--speed", "max")
+    alone, harmed = run(*demo), run(*demo, "--servers", "3", "--harm")
+    assert (alone.returncode, harmed.returncode) == (0, 0), harmed.stderr
+    assert "was killed" in harmed.stderr
+    texts = [
+        [
+            re.sub(r"[+]\S+ s", "", line)
+            for line in done.stdout.splitlines()
+            if line[:7] == "room-1 "
+        ]
+        for done in (alone, harmed)
+    ]
+    assert len(texts[0]) == 7
+    assert texts[1] == texts[0]
+    assert "452 sent, 452 left: 445 EXIT, 7 SUCCESS" in harmed.stdout
+    # In the journey: who relayed it to which server, and what ran there.
+    assert re.search(r"recogniser on \S+ SUCCESS.*\n.*Recognise SUCCESS", harmed.stdout)
+
+
+@pytest.mark.usefixtures("speech")
 def test_rooms_are_transcribed_side_by_side() -> None:
     """Each in its own order, complete."""
     done = run(
