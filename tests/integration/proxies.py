@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -89,10 +90,9 @@ def local_copy(
         9901: free_port(),
         **dict(zip((50061, 50062, 50063), ports, strict=True)),
     }
-    for shipped, ours in places.items():
-        text = text.replace(str(shipped), f"<{ours}>")
-    for ours in places.values():
-        text = text.replace(f"<{ours}>", str(ours))
+    # In one go: a free port may hold the digits of a shipped one.
+    shipped = "|".join(map(str, places))
+    text = re.sub(shipped, lambda found: str(places[int(found[0])]), text)
     if name == "nginx":  # what Debian's build would keep under /run and /var
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         paths = "".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds)
