@@ -96,8 +96,8 @@ class LargePayloads:
         envelope.ClearField("reference")
         return reference
 
-    async def store(self, envelope: pb.DataPackage, name: str = "") -> bool:
-        """Move the payload of an envelope out, if it is large; whether it was.
+    async def put(self, data: bytes, name: str = "") -> Reference:
+        """Store a payload; when this returns it is there, for any message to refer to.
 
         Args:
             name: the beginning of the object's name, for people.
@@ -106,14 +106,6 @@ class LargePayloads:
             PayloadTooLargeError: there is no place for it.
             BrokerError: it is not stored, or not known to be.
         """
-        size = len(envelope.data)
-        if not self.is_large(size):
-            return False
-        refer(envelope, await self.put(envelope.data, name))
-        return True
-
-    async def put(self, data: bytes, name: str = "") -> Reference:
-        """Store a payload; when this returns it is there, for any message to refer to."""
         unique = f"{name}.{self._new_name()}" if name else self._new_name()
         try:
             async with self._turn:
@@ -165,7 +157,7 @@ class Upload:
 
         Raises:
             PublishTimeoutError: putting takes so long that it would be forgotten meanwhile.
-            PayloadTooLargeError, BrokerError: as `LargePayloads.store`.
+            PayloadTooLargeError, BrokerError: as `LargePayloads.put`.
         """
         now = asyncio.get_running_loop().time
         if not self._message or now() - self._begun > RENEW_S:

@@ -1,4 +1,4 @@
-"""The bytes of requests, written from packages that are bytes already.
+"""The bytes of requests and answers, written from what is bytes already.
 
 A protobuf message is the concatenation of its fields, so a request is its small fields, then the
 package. Building it from messages would copy each package twice more.
@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from broker_pipeline._proto.v1 import module_service_pb2 as service
 
-_REQUESTS = b"\x0a"  # StreamRequest.requests: field 1, length-delimited
-_PACKAGE = b"\x12"  # RunRequest.package: field 2, length-delimited
+_LENGTH_DELIMITED = 2
+"""How protobuf marks a field that is a message, in the low bits before it."""
 OVERHEAD_BYTES = 64
 """More than what a request needs besides its package and its state."""
+
+
+def _field(number: int) -> bytes:
+    return bytes([number << 3 | _LENGTH_DELIMITED])
+
+
+_REQUESTS = _field(service.StreamRequest.REQUESTS_FIELD_NUMBER)
+_PACKAGE = _field(service.RunRequest.PACKAGE_FIELD_NUMBER)
+_RESPONSES = _field(service.StreamResponse.RESPONSES_FIELD_NUMBER)
 
 
 def request(call: int, package: bytes, timeout_ns: int, state: bytes | None) -> bytes:
@@ -20,7 +29,7 @@ def request(call: int, package: bytes, timeout_ns: int, state: bytes | None) -> 
     return b"".join((head, _PACKAGE, _varint(len(package)), package))
 
 
-def append(
+def append_request(
     parts: list[bytes], call: int, package: bytes, timeout_ns: int, state: bytes | None
 ) -> None:
     """Add a request to the parts of a `StreamRequest`."""
@@ -28,6 +37,11 @@ def append(
     size = _varint(len(package))
     length = _varint(len(head) + 1 + len(size) + len(package))
     parts += (_REQUESTS, length, head, _PACKAGE, size, package)
+
+
+def append_response(parts: list[bytes], response: bytes) -> None:
+    """Add an answer to the parts of a `StreamResponse`."""
+    parts += (_RESPONSES, _varint(len(response)), response)
 
 
 def _varint(value: int) -> bytes:

@@ -15,7 +15,7 @@ from broker_pipeline._proto.v1 import module_service_pb2 as service
 from broker_pipeline.external.calls import Call
 from broker_pipeline.external.checking import lie
 from broker_pipeline.external.endpoints import Endpoint, SessionEnd
-from broker_pipeline.external.framing import OVERHEAD_BYTES, append
+from broker_pipeline.external.framing import OVERHEAD_BYTES, append_request
 from broker_pipeline.external.statuses import Verdict, told, verdict
 
 METHOD = "/broker_pipeline.v1.ModuleService/Stream"
@@ -246,7 +246,7 @@ class StreamSession:
             need = len(call.data) + OVERHEAD_BYTES + (len(call.state) if call.state else 0)
             if parts and size + need > bytes_max:
                 break
-            append(parts, unsent.popleft(), call.data, call.left_ns(now_ns), call.state)
+            append_request(parts, unsent.popleft(), call.data, call.left_ns(now_ns), call.state)
             size += need
             count += 1
         return b"".join(parts)

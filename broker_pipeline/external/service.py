@@ -130,11 +130,12 @@ class Servicer:
     def begin(self, calls: Sequence[Call]) -> None:
         """Run packages, but those whose time is over already."""
         now_ns = time.monotonic_ns()
-        in_time = [call for call in calls if call.deadline_ns is None or call.deadline_ns > now_ns]
-        if len(in_time) < len(calls):
-            for call in calls:
-                if call not in in_time:
-                    self._expire(call)
+        in_time: list[Call] = []
+        for call in calls:
+            if call.deadline_ns is None or call.deadline_ns > now_ns:
+                in_time.append(call)
+            else:
+                self._expire(call)
         self._deadlines.watch(in_time)
         self.host.submit(in_time)
 

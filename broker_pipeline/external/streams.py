@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from broker_pipeline._proto.v1 import module_service_pb2 as service
 from broker_pipeline.errors import MalformedPackageError
+from broker_pipeline.external.framing import append_response
 from broker_pipeline.external.hosting import Call, failed, not_begun
 from broker_pipeline.external.windows import is_notable
 
@@ -187,7 +188,7 @@ class Stream:
         for raw in answers:
             if count and size + len(raw) > MESSAGE_BYTES:
                 break
-            parts += (_RESPONSE, _varint(len(raw)), raw)
+            append_response(parts, raw)
             count += 1
             size += len(raw)
         del answers[:count]
@@ -228,16 +229,3 @@ def no_package() -> MalformedPackageError:
     return MalformedPackageError(
         "a request came without a package; expected RunRequest.package, with whatever payload"
     )
-
-
-_RESPONSE = bytes([service.StreamResponse.RESPONSES_FIELD_NUMBER << 3 | 2])
-"""How protobuf begins each of the answers: a message is the concatenation of its parts."""
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

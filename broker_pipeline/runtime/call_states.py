@@ -1,4 +1,4 @@
-"""The states that come and go with a module server's calls."""
+"""The states that come and go with the calls of a module that is hosted for somebody else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from broker_pipeline.errors import StateError
-from broker_pipeline.modules import Module, StatefulModule, state_type, walk
+from broker_pipeline.modules import Module, is_stateful, state_type, walk
 
 
 class StateCodec:
@@ -16,9 +16,7 @@ class StateCodec:
 
     def __init__(self, module: Module[Any]) -> None:
         self._types = {
-            path: state_type(inner)
-            for path, inner in walk([module])
-            if isinstance(inner, StatefulModule)
+            path: state_type(inner) for path, inner in walk([module]) if is_stateful(inner)
         }
         self._decode = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 

@@ -25,14 +25,10 @@ from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.call_payloads import CallPayloads
 from broker_pipeline.runtime.call_states import StateCodec
 from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
+from broker_pipeline.runtime.execution.hosted import CONTROLLER, PHASE, shift, tell_errors
 from broker_pipeline.target import load_module, load_target
 
-CONTROLLER, PHASE = "server", "module"
-"""Where the hosted module stands, for the executor; callers put it where it belongs."""
-_PATH = f"{CONTROLLER}/{PHASE}/"
 _SUCCESS = STATUS_TO_PB[Status.SUCCESS]
-
-
 _SERVED = "served by "
 """Before the TARGET of a module, where that of a pipeline is expected; no Python name begins so."""
 
@@ -333,9 +329,7 @@ def _tell_errors(
 ) -> None:
     """What went wrong here, and what ran until then."""
     before = len(request.package.errors)
-    for error in envelope.errors[before:]:
-        error.path = error.path.removeprefix(_PATH)
-        response.errors.append(error)
+    tell_errors(response, envelope, before)
     phases = envelope.controllers[-1].phases if envelope.controllers else ()
     if phases and phases[-1].worker == server:  # else it could not even be begun
         _tell_journey(response, phases[-1], work, before)
@@ -356,16 +350,7 @@ def _tell_journey(
             response.message = record.message
         return
     response.message = last_message(modules)
-    _shift(modules, waited_ns, errors)
-
-
-def _shift(modules: Sequence[pb.ModuleRecord], waited_ns: int, errors: int) -> None:
-    for module in modules:
-        module.start_offset_ns += waited_ns
-        if module.error:
-            module.error -= errors
-        if module.sub_modules:
-            _shift(module.sub_modules, waited_ns, errors)
+    shift(modules, waited_ns, errors)
 
 
 async def _never() -> bool:

@@ -20,8 +20,6 @@ from tests.integration import pipelines
 from tests.integration.delaying_server import DelayingServer
 from tests.integration.processes import Outputs, Role, expected_ordered, send, until
 
-pytest.importorskip("broker_pipeline.external.caller")
-
 INSTANCES, PACKAGES = 4, 150
 TOTAL = INSTANCES * PACKAGES
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from broker_pipeline import codecs
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline._proto.v1 import module_service_pb2 as service
 from broker_pipeline.errors import ClientError
 from broker_pipeline.external.port import Answer
 from broker_pipeline.journey import STATUS_TO_PB, Status, last_message
-from broker_pipeline.modules import Module, is_stateful, state_type, walk
+from broker_pipeline.modules import Module, is_stateful, walk
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Phase
+from broker_pipeline.runtime.call_states import StateCodec
+from broker_pipeline.runtime.execution.hosted import CONTROLLER, PHASE, shift, tell_errors
 from broker_pipeline.runtime.execution.interpreter import Walk
 from broker_pipeline.runtime.execution.program import Kind, Program, compile_phase
 from broker_pipeline.runtime.execution.setting import Setting
-
-_CONTROLLER, _PHASE = "server", "module"
-_PATH = f"{_CONTROLLER}/{_PHASE}/"
-
 
 SERVER = "stand-in"
 """The server and the host in errors."""
@@ -73,13 +69,12 @@ class StandIn:
     """
 
     def __init__(self, module: Module[Any], types: codecs.Types, now_ns: Callable[[], int]) -> None:
-        self._program = compile_phase(_CONTROLLER, Phase(_PHASE, [module]))
+        self._program = compile_phase(CONTROLLER, Phase(PHASE, [module]))
         self._types = types
         self._now_ns = now_ns
         self._setting = Setting(SERVER, SERVER, now_ns, now_ns)
-        self._state_types = {
-            path: state_type(inner) for path, inner in walk([module]) if is_stateful(inner)
-        }
+        stateful = any(is_stateful(inner) for _, inner in walk([module]))
+        self._states = StateCodec(module) if stateful else None
 
     @property
     def is_async(self) -> bool:
@@ -93,9 +88,8 @@ class StandIn:
         sent_ns = self._now_ns()
         given = pb.DataPackage()
         given.CopyFrom(package)
-        way = Walk(
-            self._program, DataPackage.wrap(given, self._types), self._unpack(state), self._setting
-        )
+        states = None if state is None or self._states is None else self._states.unpack(state)
+        way = Walk(self._program, DataPackage.wrap(given, self._types), states, self._setting)
         response = self._response(package, way, await way.run())
         return Answer(response, SERVER, sent_ns, self._now_ns())
 
@@ -105,30 +99,11 @@ class StandIn:
         response = service.RunResponse(
             status=STATUS_TO_PB[status], modules=modules, message=last_message(modules)
         )
-        for error in envelope.errors[before:]:
-            error.path = error.path.removeprefix(_PATH)
-            response.errors.append(error)
-        _count_from(before, response.modules)
+        tell_errors(response, envelope, before)
+        shift(response.modules, 0, before)
         response.payload.data = envelope.data
         response.payload.content_type = envelope.content_type
         response.payload.attributes.MergeFrom(envelope.attributes)
-        if self._state_types and way.states is not None:
-            packed = {path: msgspec.msgpack.encode(each) for path, each in way.states.items()}
-            response.state = msgspec.msgpack.encode(packed)
+        if self._states is not None and way.states is not None:
+            response.state = self._states.pack(way.states)
         return response
-
-    def _unpack(self, state: bytes | None) -> dict[str, object]:
-        if state is None:
-            return {}
-        return {
-            path: msgspec.msgpack.decode(raw, type=self._state_types[path] or Any)
-            for path, raw in msgspec.msgpack.decode(state, type=dict[str, bytes]).items()
-        }
-
-
-def _count_from(before: int, modules: Any) -> None:
-    """A server counts its own errors only."""
-    for module in modules:
-        if module.error:
-            module.error -= before
-        _count_from(before, module.sub_modules)

@@ -7,7 +7,7 @@ import pytest
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline._proto.v1 import module_service_pb2 as service
 from broker_pipeline.core.names import servers_prefix, unescape_instance
-from broker_pipeline.external.framing import OVERHEAD_BYTES, append, request
+from broker_pipeline.external.framing import OVERHEAD_BYTES, append_request, request
 
 SIZES = [0, 1, 100, 127, 128, 129, 16_383, 16_384, 3_000_000]
 
@@ -22,7 +22,7 @@ def test_a_request_is_what_protobuf_would_have_written(size: int, state: bytes |
     assert service.RunRequest.FromString(raw) == expected
     parts: list[bytes] = [service.StreamRequest(cancelled=[1, 2]).SerializeToString()]
     for _ in range(2):
-        append(parts, 2**60, package.SerializeToString(), 2**62, state)
+        append_request(parts, 2**60, package.SerializeToString(), 2**62, state)
     message = service.StreamRequest.FromString(b"".join(parts))
     assert list(message.requests) == [expected] * 2 and list(message.cancelled) == [1, 2]
     reckoned = package.ByteSize() + OVERHEAD_BYTES + len(state or b"")

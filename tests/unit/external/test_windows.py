@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from broker_pipeline._proto.v1 import module_service_pb2 as service
 from broker_pipeline.external.deadlines import Deadlines
+from broker_pipeline.external.framing import _varint, append_response
 from broker_pipeline.external.hosting import Call
-from broker_pipeline.external.streams import _RESPONSE, _varint
 from broker_pipeline.external.windows import is_notable, share
 
 
@@ -41,8 +41,9 @@ def test_a_message_is_the_concatenation_of_its_parts(states: list[bytes]) -> Non
     """What is put together from bytes reads as if protobuf had done it."""
     answers = [service.RunResponse(call=n, state=state) for n, state in enumerate(states)]
     rest = service.StreamResponse(credit=3)
-    raws = [answer.SerializeToString() for answer in answers]
-    parts = [part for raw in raws for part in (_RESPONSE, _varint(len(raw)), raw)]
+    parts: list[bytes] = []
+    for answer in answers:
+        append_response(parts, answer.SerializeToString())
     message = service.StreamResponse.FromString(b"".join(parts) + rest.SerializeToString())
     assert message == service.StreamResponse(responses=answers, credit=3)
 
