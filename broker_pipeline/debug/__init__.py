@@ -1,0 +1,1 @@
+"""What happened, and how to run it again: histories, recordings, replays."""

@@ -1,0 +1,1 @@
+"""What a running role tells of itself: metrics, traces, logs."""
