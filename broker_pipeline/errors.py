@@ -2,7 +2,7 @@
 
 An error says what happened, what was expected and what to do; the values it speaks of are kept as
 attributes. Codes: BP1xx a declaration, BP2xx a plan or a target, BP3xx the broker, BP4xx a package
-or its payload, BP5xx a module or a role that runs it, BP6xx a client.
+or its payload, BP5xx a module or a role that runs it, BP6xx a client, BP7xx debugging.
 """
 
 from __future__ import annotations
@@ -292,3 +292,21 @@ class AudioFileError(BrokerPipelineError):
     """A file cannot be read as audio."""
 
     code = "BP602"
+
+
+class RecordingError(BrokerPipelineError):
+    """A file is no recording, is damaged, or cannot be written."""
+
+    code = "BP701"
+
+
+class SelectionError(BrokerPipelineError):
+    """What was selected of a log cannot be: a time, a range or an outcome that is none."""
+
+    code = "BP702"
+
+
+class UnknownPackageError(BrokerPipelineError):
+    """The log, or the recording, has no such package, or has it no longer."""
+
+    code = "BP703"
