@@ -225,9 +225,10 @@ class Stream:
         return message
 
     def last(self, subject: str) -> Message | None:
-        """The newest message of a subject."""
+        """The newest message of a subject; wildcards are allowed."""
+        match = matcher(subject)
         for message in reversed(self._messages.values()):
-            if message.subject == subject:
+            if match(message.subject):
                 return message
         return None
 

@@ -319,7 +319,8 @@ class Broker(Protocol):
         """One message, read from the stream's leader. Raises NotFoundError."""
 
     async def last_message(self, stream: str, subject: str) -> Message | None:
-        """The newest message of a subject, read from the stream's leader."""
+        """The newest message of a subject, or of those that a filter with wildcards matches, read
+        from the stream's leader; None where there is none. Raises NotFoundError."""
 
     async def ack(self, message: Message) -> None:
         """The message is done."""

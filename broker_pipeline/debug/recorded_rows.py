@@ -143,6 +143,15 @@ class RecordedRows:
         wanted = f"SELECT {_EVENT} FROM events WHERE stream_seq = ? AND kind = 'in'"
         return next((self._event(row) for row in self._rows(wanted, package_id)), None)
 
+    def has_arrival(self, package_id: int) -> bool:
+        """Whether the arrival of a package is in it."""
+        wanted = "SELECT 1 FROM events WHERE stream_seq = ? AND kind = 'in'"
+        return bool(self._ask(wanted, package_id))
+
+    def first_event(self) -> int:
+        """The stream sequence of the first event; 0 where there is none."""
+        return int(self._ask("SELECT ifnull(min(stream_seq), 0) FROM events")[0][0])
+
     def done_seq(self, package_id: int, controller: str) -> int | None:
         """Where in the log the package came back to a controller, the first time; None: never."""
         rows = self._ask(

@@ -173,6 +173,20 @@ class Recording(RecordedRows):
             ),
         )
 
+    def trim(self) -> None:
+        """Drop what says nothing of a package that is here: openings and closings of instances
+        without one, and ticks and plans before the first event of another kind."""
+        with speaking_of(self.path, "writing"):
+            self._database.execute(
+                "DELETE FROM events WHERE kind IN ('open', 'close') AND instance NOT IN "
+                "(SELECT instance FROM events WHERE kind = 'in')"
+            )
+            self._database.execute(
+                "DELETE FROM events WHERE kind IN ('tick', 'plan') AND stream_seq < ifnull("
+                "(SELECT min(stream_seq) FROM events WHERE kind NOT IN ('tick', 'plan')), "
+                "stream_seq + 1)"
+            )
+
     def _insert(self, table: str, row: tuple[object, ...]) -> None:
         places = ", ".join("?" * len(row))
         with speaking_of(self.path, "writing"):

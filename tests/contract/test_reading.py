@@ -243,3 +243,13 @@ async def test_the_time_is_that_of_the_clock_which_stamps_messages(stream: Broke
     assert before.time <= told <= after.time
     with pytest.raises(NotFoundError):
         await stream.time_ns("NONE")
+
+
+async def test_the_newest_message_that_a_filter_matches(stream: Broker) -> None:
+    """With wildcards and without; None where there is none."""
+    await fill(stream, 3, "log.work.a")
+    await fill(stream, 2, "log.other.b")
+    for filter, seq in (("log.work.a", 3), ("log.work.*", 3), ("log.>", 5), ("log.*.b", 5)):
+        newest = await stream.last_message("LOG", filter)
+        assert newest is not None and newest.stream_seq == seq
+    assert await stream.last_message("LOG", "log.none.*") is None

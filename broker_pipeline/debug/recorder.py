@@ -1,0 +1,300 @@
+"""Recording: from a log into a file, beside live traffic.
+
+Kind by kind, for the file puts things into the order of the log by itself: arrivals; how packages
+left, which says whether they are meant; where they came back to controllers, by headers alone; the
+ticks and plans between. Each is read a stretch at a time, and nothing waits in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import msgspec
+
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.broker.port import Broker, Message, StreamState
+from broker_pipeline.client.deploy import SHARD, deployed_plan, require_deployed
+from broker_pipeline.core.envelope import Ignored, read_event
+from broker_pipeline.core.events import Deployed
+from broker_pipeline.core.names import Subjects, stream_name
+from broker_pipeline.core.plan import Plan
+from broker_pipeline.debug.log_reading import first_since, read_log
+from broker_pipeline.debug.recorded import PLAN, TICK, RecordedEvent
+from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.selection import Selection
+from broker_pipeline.debug.taking import (
+    NUMBER_MAX,
+    OF_COMPLETIONS,
+    OF_INPUTS,
+    Numbers,
+    Summary,
+    Taking,
+)
+from broker_pipeline.errors import (
+    MalformedPackageError,
+    NewerVersionError,
+    NotFoundError,
+    PlanError,
+)
+from broker_pipeline.journey import outcome_of
+from broker_pipeline.package import parse_envelope
+
+FOLLOW_S = 1.0
+"""Between two looks at what is new, while following."""
+AT_ONCE = 16
+"""Messages that are asked for one by one, at a time."""
+
+Progress = Callable[[str, float], None]
+"""Takes what is being read, and how much of it is done, 0 to 1."""
+
+
+async def record_log(
+    broker: Broker,
+    pipeline: str,
+    selection: Selection,
+    recording: Recording,
+    progress: Progress = lambda what, done: None,
+    *,
+    follow: asyncio.Event | None = None,
+) -> Summary:
+    """Record what is meant, up to where the log ends now.
+
+    That is what has left, and, where no outcome is selected, what is inside still; of that, where
+    sequence ids are selected, what was given to workers: before, the log does not say its number.
+    Openings and closings of an instance come with it. The recording's meta is completed.
+
+    Args:
+        recording: new, and being written.
+        follow: go on with what comes, until this is set.
+
+    Raises:
+        PlanError: the pipeline is not deployed.
+        BrokerError: the broker does not answer.
+        RecordingError: the file cannot be written.
+    """
+    recorder = _Recorder(broker, pipeline, selection, recording, progress)
+    try:
+        await recorder.run(follow)
+    finally:
+        recorder.left.close()
+    return recorder.taking.summary
+
+
+class _Recorder:
+    def __init__(
+        self,
+        broker: Broker,
+        pipeline: str,
+        selection: Selection,
+        recording: Recording,
+        progress: Progress,
+    ) -> None:
+        self.left = Numbers()
+        self.taking = Taking(broker, Subjects(pipeline, SHARD), recording)
+        self._broker = broker
+        self._pipeline = pipeline
+        self._stream = stream_name(pipeline, SHARD)
+        self._subjects = Subjects(pipeline, SHARD)
+        self._selection = selection
+        self._recording = recording
+        self._progress = progress
+        self._tokens = selection.instances or ("*",)
+        # Whether all that arrives is meant, for whatever becomes of it.
+        self._all = not (selection.by_sequence or selection.outcomes)
+        self._log_first = 0
+        self._until = 0
+        self._lowest = 0
+        self._step, self._steps = 0, 1
+
+    async def run(self, follow: asyncio.Event | None) -> None:
+        state = await require_deployed(self._broker, self._pipeline)
+        begin, since = state.first_seq, self._selection.since_ns
+        if since is not None:
+            begin = await first_since(self._broker, self._stream, since, state)
+        done = begin - 1
+        while True:
+            await self._stretch(done + 1, state)
+            done = state.last_seq
+            if follow is None or follow.is_set():
+                break
+            state = await self._more(follow, done)
+        if self._selection.by_sequence and not self._selection.outcomes:
+            await self._inside(begin, state)
+        self._recording.trim()
+        self._recording.meta = msgspec.structs.replace(
+            self._recording.meta,
+            pipeline=self._pipeline,
+            shard=SHARD,
+            selection=str(self._selection),
+            first_seq=begin,
+            last_seq=done,
+            notes=self.taking.summary.notes(),
+        )
+        await self._note_plan(state)
+
+    async def _more(self, follow: asyncio.Event, done: int) -> StreamState:
+        """Wait until there is more in the log, or until nobody follows any longer."""
+        while True:
+            try:
+                async with asyncio.timeout(FOLLOW_S):
+                    await follow.wait()
+            except TimeoutError:
+                pass
+            state = await require_deployed(self._broker, self._pipeline)
+            if follow.is_set() or state.last_seq > done:
+                return state
+
+    async def _stretch(self, start: int, state: StreamState) -> None:
+        """Record what is new from `start` to the end of the log."""
+        end = state.last_seq
+        self._log_first, self._lowest = state.first_seq, end + 1
+        self._until = end
+        if self._selection.until_ns is not None:
+            until = self._selection.until_ns
+            self._until = min(end, await first_since(self._broker, self._stream, until, state) - 1)
+        outcomes = sorted(each.lower() for each in self._selection.outcomes) or ["*"]
+        self._step, self._steps = 0, len(self._tokens) * (2 + len(outcomes)) + 2
+        for token in self._tokens:
+            await self._arrivals(token, start)
+        for token in self._tokens:
+            for outcome in outcomes:
+                filter = f"{self._subjects.out}{outcome}.{token}"
+                async for batch in self._read("outcomes", filter, start, end):
+                    await self._take_outcomes(batch)
+        for token in self._tokens:
+            lowest = min(start, self._lowest) if self._all else self._lowest
+            await self._completions(token, lowest, end)
+        for kind, subject in ((TICK, self._subjects.tick), (PLAN, self._subjects.plan)):
+            async for batch in self._read("ticks and plans", subject, start, end):
+                for each in batch:
+                    self._recording.add_event(
+                        RecordedEvent(
+                            each.stream_seq, each.time, kind, subject=subject, data=each.data
+                        )
+                    )
+
+    async def _arrivals(self, token: str, start: int) -> None:
+        """All of them where all are meant; else the openings and closings, which headers tell."""
+        filter = self._subjects.arrival(token)
+        what = "arrivals" if self._all else "openings and closings"
+        reading = self._read(what, filter, start, self._until, headers_only=not self._all)
+        async for batch in reading:
+            for message in batch:
+                await self.taking.arrival(message, packages=self._all)
+
+    async def _take_outcomes(self, batch: list[Message]) -> None:
+        for at in range(0, len(batch), AT_ONCE):
+            meant = [each for message in batch[at : at + AT_ONCE] if (each := self._meant(message))]
+            await self.taking.arrivals([envelope.id for _, envelope in meant])
+            for message, envelope in meant:
+                if self._recording.has_arrival(envelope.id):
+                    await self.taking.outcome(message, envelope)
+                    self._lowest = min(self._lowest, envelope.id)
+                else:
+                    self.taking.summary.purged += 1
+
+    def _meant(self, message: Message) -> tuple[Message, pb.DataPackage] | None:
+        """The package that left, if it is one that is meant and whose arrival may be there."""
+        try:
+            envelope = parse_envelope(message.data)
+        except MalformedPackageError:
+            self.taking.summary.unreadable += 1
+            return None
+        outcome = outcome_of(envelope.outcome)
+        too_large = max(envelope.id, envelope.epoch, envelope.sequence) > NUMBER_MAX
+        if outcome is None or too_large:
+            self.taking.summary.unreadable += 1
+            return None
+        selection = self._selection
+        if selection.by_sequence:
+            self.left.add(envelope.id)
+        token = message.subject.rpartition(".")[2]
+        if not selection.takes(token, envelope.sequence, envelope.start_time_ns, outcome):
+            return None
+        if envelope.id < self._log_first:
+            self.taking.summary.purged += 1
+            return None
+        return message, envelope
+
+    async def _completions(self, token: str, start: int, end: int) -> None:
+        """Where recorded packages came back to controllers."""
+        filter = f"{self._subjects.ctl_done}*.{token}"
+        async for batch in self._read("completions", filter, start, end, headers_only=True):
+            for message in batch:
+                number = await self.taking.number(message, OF_COMPLETIONS)
+                if number and self._recording.has_arrival(number):
+                    self.taking.completion(message, number)
+
+    async def _inside(self, begin: int, state: StreamState) -> None:
+        """What is inside and has one of the sequence ids: its inputs of phases say which it has."""
+        for token in self._tokens:
+            for lanes in ("", "*."):
+                filter = f"{self._subjects.work}*.*.{lanes}{token}"
+                reading = self._read("inside", filter, begin, state.last_seq, headers_only=True)
+                async for batch in reading:
+                    for message in batch:
+                        number = await self.taking.number(message, OF_INPUTS)
+                        if number and self.left.add(number):
+                            await self._take_inside(number, message)
+            await self._completions(token, min(begin, self._lowest), state.last_seq)
+
+    async def _take_inside(self, number: int, message: Message) -> None:
+        with contextlib.suppress(NotFoundError, MalformedPackageError):
+            message = await self._broker.get_message(self._stream, message.stream_seq)
+            envelope = parse_envelope(message.data)
+            token = message.subject.rpartition(".")[2]
+            if self._selection.takes(token, envelope.sequence, envelope.start_time_ns, None):
+                await self.taking.arrivals([number])
+
+    async def _note_plan(self, state: StreamState) -> None:
+        """The plan in force at the first event: the last before it, as far as the log goes back."""
+        first = self._recording.first_event()
+        plan: Plan | None = None
+        reading = read_log(
+            self._broker, self._stream, self._subjects.plan, start_seq=1, end_seq=first
+        )
+        async with aclosing(reading) as batches:
+            async for batch in batches:
+                for message in batch:
+                    plan = self._plan_in(message) or plan
+        meta = self._recording.meta
+        if plan is None and state.first_seq > 1:
+            with contextlib.suppress(PlanError, NewerVersionError):
+                plan = await deployed_plan(self._broker, self._pipeline)
+            note = "the plan is the one deployed now: that of its time was purged"
+            meta = msgspec.structs.replace(meta, notes=(*meta.notes, note))
+        if plan is not None:
+            meta = msgspec.structs.replace(meta, plan=plan.to_bytes().decode())
+        self._recording.meta = meta
+
+    def _plan_in(self, message: Message) -> Plan | None:
+        try:
+            event, _ = read_event(
+                self._subjects, message.subject, {}, message.data, message.stream_seq, message.time
+            )
+        except (Ignored, NewerVersionError):
+            return None
+        return event.plan if isinstance(event, Deployed) else None
+
+    async def _read(
+        self, what: str, filter: str, start: int, end: int, *, headers_only: bool = False
+    ) -> AsyncGenerator[list[Message], None]:
+        """A stretch of the log, and how far it is with that."""
+        self._step += 1
+        self._progress(what, min(1.0, (self._step - 1) / self._steps))
+        reading = read_log(
+            self._broker,
+            self._stream,
+            filter,
+            start_seq=start,
+            end_seq=end,
+            headers_only=headers_only,
+        )
+        async with aclosing(reading) as batches:
+            async for batch in batches:
+                yield batch
+                part = (batch[-1].stream_seq - start + 1) / (end - start + 1)
+                self._progress(what, min(1.0, (self._step - 1 + part) / self._steps))
