@@ -180,9 +180,10 @@ class Taking:
             return int(number) if right and len(number) < 19 else 0
         try:
             whole = await self._broker.get_message(self._stream, message.stream_seq)
-            return parse_envelope(whole.data).id
+            found = parse_envelope(whole.data).id
         except (NotFoundError, MalformedPackageError):
             return 0
+        return found if found <= NUMBER_MAX else 0
 
     async def _with_payload(self, data: bytes) -> tuple[bytes, str]:
         """A package with its large payload in place; or as it is, and why it is gone."""
