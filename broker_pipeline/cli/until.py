@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -28,3 +28,18 @@ async def until(stop: asyncio.Event, items: AsyncGenerator[T, None]) -> AsyncGen
     finally:
         stopping.cancel()
         await items.aclose()
+
+
+async def or_stop(stop: asyncio.Event, work: Coroutine[object, object, T]) -> T | None:
+    """What `work` gives; None where `stop` was set before: then it is cancelled."""
+    doing = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        return None
+    finally:
+        stopping.cancel()
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)

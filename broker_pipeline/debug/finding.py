@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import msgspec
 
@@ -36,6 +37,7 @@ from broker_pipeline.errors import (
     MalformedPackageError,
     NewerVersionError,
     NotFoundError,
+    PayloadGoneError,
     PlanError,
     UnknownPackageError,
 )
@@ -207,6 +209,28 @@ class Finder:
         """
         if envelope.HasField("reference"):
             await self._payloads.load(envelope)
+
+    async def loaded(self, history: PackageHistory) -> PackageHistory:
+        """The same with all large payloads in their places, each loaded once; notes say which are
+        gone."""
+        envelopes = [each.envelope for each in history.inputs]
+        envelopes += [each for each in (history.arrived, history.outcome) if each is not None]
+        found: dict[str, bytes] = {}
+        notes: dict[str, None] = {}
+        for envelope in envelopes:
+            if not envelope.HasField("reference"):
+                continue
+            name = envelope.reference.object
+            if name in found:
+                envelope.ClearField("reference")
+                envelope.data = found[name]
+                continue
+            try:
+                await self.load(envelope)
+                found[name] = envelope.data
+            except (PayloadGoneError, MalformedPackageError) as error:
+                notes[str(error)] = None
+        return replace(history, notes=(*history.notes, *notes))
 
     async def _arrival(
         self, number: int, state: StreamState

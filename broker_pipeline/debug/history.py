@@ -18,7 +18,9 @@ from broker_pipeline.codecs import Types
 from broker_pipeline.core.envelope import Ignored, read_event
 from broker_pipeline.core.events import Arrived
 from broker_pipeline.core.names import Subjects, unescape_instance
+from broker_pipeline.debug.recorded_rows import RecordedRows
 from broker_pipeline.errors import UnknownPackageError
+from broker_pipeline.journey import NS
 from broker_pipeline.package import DataPackage
 
 
@@ -136,6 +138,75 @@ class PackageHistory:
             return f"is in the queue of {where}, or being run there", last.message.time
         waits = "waits for its turn to leave it, or to enter the next"
         return f"is through with the phases of {last.controller}, and {waits}", last.message.time
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data: the package as it is, and every message about it."""
+        return {
+            **self.package().to_json(),
+            "id": self.package_id,
+            "instance": self.instance.encode("utf-8", "replace").decode(),
+            "inside": None if self.outcome else self.standing()[0],
+            "arrival": self.arrival and _message_json(self.arrival, self.arrived),
+            "inputs": [
+                {
+                    "controller": each.controller,
+                    "phase": each.phase,
+                    "begun": each.begun,
+                    **_message_json(each.message, each.envelope),
+                }
+                for each in self.inputs
+            ],
+            "completions": [
+                {"controller": each.controller, **_message_json(each.message, None)}
+                for each in self.completions
+            ],
+            "left": self.left and _message_json(self.left, None),
+            "notes": list(self.notes),
+        }
+
+
+def _message_json(message: Message, envelope: pb.DataPackage | None) -> dict[str, Any]:
+    place = {"stream_seq": message.stream_seq, "time": message.time / NS}
+    if envelope is None:
+        return place
+    told = DataPackage.wrap(envelope).to_json()
+    kept = ("content_type", "data", "reference", "attributes")
+    return {**place, **{key: told[key] for key in kept if key in told}}
+
+
+def recorded_history(recording: RecordedRows, number: int) -> PackageHistory:
+    """What a recording has of a package: its arrival and how it left, and nothing between.
+
+    Raises:
+        UnknownPackageError: it is not in the recording.
+        RecordingError: the file is damaged.
+    """
+    event, left = recording.arrival_of(number), recording.recorded_outcome(number)
+    meta = recording.meta
+    if event is None and left is None:
+        raise UnknownPackageError(
+            f"the recording {str(recording.path)!r} has no package "
+            f"'{meta.pipeline}/{meta.shard}/{number}'; expected one of those that "
+            f"`broker-pipeline recording` lists",
+            package=number,
+        )
+    notes = ["it is read from a recording, which has no inputs of phases"]
+    notes += [f"its payload is gone: {each.gone}" for each in (event, left) if each and each.gone]
+    arrival = arrived = left_as = outcome = None
+    if event is not None:
+        arrival = Message(event.subject, event.data, event.headers, event.stream_seq, event.time_ns)
+        found = arrived_as(recording.subjects, arrival)
+        arrived = found[1] if found else None
+    if left is not None:
+        subject = recording.subjects.outcome(left.outcome, left.instance)
+        left_as = Message(subject, left.data, {}, left.stream_seq, left.time_ns)
+        package = recording.outcome_of(number)
+        outcome = package.envelope if package else None
+    token = event.instance if event is not None else left.instance if left is not None else ""
+    return PackageHistory(
+        meta.pipeline, meta.shard, number, token, arrival, arrived, (), (), left_as, outcome,
+        tuple(notes),
+    )  # fmt: skip
 
 
 def parse_package_id(text: str, pipeline: str) -> tuple[int, int]:

@@ -81,7 +81,23 @@ class RecordedRows:
         self.path = path
         self._database = database
         self._types = types
+        self._meta = RecordingMeta()
         self._subjects = Subjects("")
+
+    @property
+    def meta(self) -> RecordingMeta:
+        """What was recorded, when and how; can be set while it is written."""
+        return self._meta
+
+    @meta.setter
+    def meta(self, meta: RecordingMeta) -> None:
+        self._meta = meta
+        self._subjects = Subjects(meta.pipeline, meta.shard)
+
+    @property
+    def subjects(self) -> Subjects:
+        """The subjects of the log that it is of."""
+        return self._subjects
 
     def counts(self) -> Counts:
         """What it holds."""

@@ -21,7 +21,7 @@ from types import TracebackType
 import msgspec
 
 from broker_pipeline.codecs import Types
-from broker_pipeline.core.names import HEADER_CONTENT_TYPE, Subjects
+from broker_pipeline.core.names import HEADER_CONTENT_TYPE
 from broker_pipeline.core.plan import Plan
 from broker_pipeline.debug.recorded import (
     RecordedEvent,
@@ -102,21 +102,6 @@ class Recording(RecordedRows):
             self._new.discard()
 
     # -- what it is of --------------------------------------------------------------------------
-    @property
-    def meta(self) -> RecordingMeta:
-        """What was recorded, when and how; can be set while it is written."""
-        return self._meta
-
-    @meta.setter
-    def meta(self, meta: RecordingMeta) -> None:
-        self._meta = meta
-        self._subjects = Subjects(meta.pipeline, meta.shard)
-
-    @property
-    def subjects(self) -> Subjects:
-        """The subjects of the log that it is of."""
-        return self._subjects
-
     @property
     def plan(self) -> Plan | None:
         """The plan in force at the first event; None where that was not known any more.
