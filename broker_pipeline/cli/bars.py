@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -38,3 +39,23 @@ def progress_bar(sources: Sequence[Source]) -> Iterator[Callable[[Source], None]
             progress.update(task, advance=1, description=source.name)
 
         yield advance
+
+
+@contextmanager
+def share_bar(doing: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar from 0 to 100 %; yields what is called with what is being done, and how much of all of
+    it is."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(doing, total=1.0)
+
+        def show(what: str, share: float) -> None:
+            progress.update(task, completed=share, description=f"{doing} {what}")
+
+        yield show

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from broker_pipeline import __version__
-from broker_pipeline.cli import inspecting, packages, plans, roles, serve
+from broker_pipeline.cli import inspecting, packages, plans, recordings, roles, serve
 from broker_pipeline.errors import BrokerPipelineError
 
 EXPECTED_FAILURE = 2
@@ -53,7 +53,7 @@ def introduce(
     """
 
 
-for group in (roles, serve, plans, packages, inspecting):
+for group in (roles, serve, plans, packages, inspecting, recordings):
     group.register(app)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PackageId = Annotated[
     str | None,
     typer.Argument(
-        metavar="[PACKAGE-ID]",
+        metavar="PACKAGE-ID",
         help="Such as shout/0/852, as results and errors show it.",
         show_default=False,
     ),

@@ -114,6 +114,26 @@ class RecordedRows:
             ask(gone.format("events"))[0][0] + ask(gone.format("outcomes"))[0][0],
         )
 
+    def instances(self, limit: int = -1) -> Iterator[tuple[str, int, int]]:
+        """The tokens of the instances, in the order of their first arrivals, each with how many of
+        its packages arrived and how many left."""
+        wanted = (
+            "SELECT instance, count(*), (SELECT count(*) FROM outcomes WHERE outcomes.instance = "
+            "events.instance) FROM events WHERE kind = 'in' GROUP BY instance "
+            "ORDER BY min(stream_seq) LIMIT ?"
+        )
+        for token, arrivals, outcomes in self._rows(wanted, limit):
+            yield str(token), int(str(arrivals)), int(str(outcomes))
+
+    def times(self) -> tuple[int, int]:
+        """When the first and the last of what it holds happened, ns since the epoch; 0, 0 where
+        there is nothing."""
+        rows = self._ask(
+            "SELECT ifnull(min(time_ns), 0), ifnull(max(time_ns), 0) FROM "
+            "(SELECT time_ns FROM events UNION ALL SELECT time_ns FROM outcomes)"
+        )
+        return int(rows[0][0]), int(rows[0][1])
+
     def cut_lives(self, limit: int = 1_000) -> list[CutLife]:
         """The lives that do not begin with their first package, or have holes; by instance."""
         rows = self._ask(

@@ -137,12 +137,11 @@ class _Recorder:
 
     async def _more(self, follow: asyncio.Event, done: int) -> StreamState:
         """Wait until there is more in the log, or until nobody follows any longer."""
+        self._progress(f"what comes; {self.taking.summary.arrivals:,} packages so far", 1.0)
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FOLLOW_S):
                     await follow.wait()
-            except TimeoutError:
-                pass
             state = await require_deployed(self._broker, self._pipeline)
             if follow.is_set() or state.last_seq > done:
                 return state

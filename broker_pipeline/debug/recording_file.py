@@ -79,7 +79,7 @@ def speaking_of(path: Path, doing: str) -> Iterator[None]:
     """What SQLite or the system says of a file, as a RecordingError."""
     try:
         yield
-    except (sqlite3.Error, OSError, OverflowError) as error:
+    except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
         raise RecordingError(
             f"{doing} {str(path)!r} failed: {error}; {_EXPECTED}, on a disk with room: record "
             f"again, or take another copy of the file",
