@@ -9,6 +9,7 @@ import wave
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from broker_pipeline.errors import PayloadError
 
 LINES_MAX = 12
 """Lines of a payload that are shown, unless somebody asks for more."""
-TEXT_BYTES_MAX = 64 << 10
-"""Of a text, so much is looked at."""
+TEXT_CHARS_MAX = 64 << 10
+"""Of a text, so much is looked at; it is far more than is shown, mostly."""
 ITEMS_MAX = 20
 """Of a list or a dict in a payload, so many are shown."""
 DEPTH_MAX = 8
 BYTES_SHOWN = 16
 ROW_BYTES = 16
+ROW_COLUMNS = 73
+"""Of a dump; in narrower terminals a row has half of the bytes."""
 LEVELS = "▁▂▃▄▅▆▇█"
 SILENCE_DB = -96.0
 """What a level of nothing is called, and the floor of the drawing: 16 bits have no less."""
@@ -70,11 +73,11 @@ def describe(
     try:
         value = codecs.decode(raw, content_type, None, types)
     except PayloadError as error:
-        return [f"{head}, and is not: {_one_line(str(error))}", *_hex_lines(raw, lines_max)]
+        return [f"{head}, and is not: {_one_line(str(error))}", *_hex_lines(raw, width, lines_max)]
     if isinstance(value, bytes):
-        return [head, *_hex_lines(value, lines_max)]
+        return [head, *_hex_lines(value, width, lines_max)]
     if isinstance(value, str):
-        lines = _text_lines(value[:TEXT_BYTES_MAX], width)
+        lines = _text_lines(value[:TEXT_CHARS_MAX], width)
     elif isinstance(value, Message):
         lines = _text_lines(str(value), width)
     else:
@@ -118,18 +121,19 @@ def _text_lines(text: str, width: int) -> Iterator[str]:
 
 
 def _bounded(lines: Iterator[str], lines_max: int) -> list[str]:
-    shown = [line for line, _ in zip(lines, range(lines_max), strict=False)]
+    shown = list(islice(lines, lines_max))
     more = sum(1 for _ in lines)
     return [*shown, f"... {more} more lines"] if more else shown
 
 
-def _hex_lines(raw: bytes, lines_max: int) -> list[str]:
+def _hex_lines(raw: bytes, width: int, lines_max: int) -> list[str]:
+    size = ROW_BYTES if width >= ROW_COLUMNS else ROW_BYTES // 2
     lines = []
-    for start in range(0, min(len(raw), ROW_BYTES * lines_max), ROW_BYTES):
-        row = raw[start : start + ROW_BYTES]
+    for start in range(0, min(len(raw), size * lines_max), size):
+        row = raw[start : start + size]
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
-        lines.append(f"{start:06x}  {row.hex(' '):{3 * ROW_BYTES - 1}}  {text}")
-    left = len(raw) - ROW_BYTES * lines_max
+        lines.append(f"{start:06x}  {row.hex(' '):{3 * size - 1}}  {text}")
+    left = len(raw) - size * lines_max
     return [*lines, f"... {left:,} more bytes"] if left > 0 else lines
 
 
@@ -192,7 +196,9 @@ def _rms(samples: array.array[int]) -> float:
 
 
 def _decibels(level: float) -> float:
-    return max(SILENCE_DB, 20 * math.log10(level / 32_768)) if level else SILENCE_DB
+    if not level:
+        return SILENCE_DB
+    return max(SILENCE_DB, round(20 * math.log10(level / 32_768), 1) + 0.0)  # and never -0.0
 
 
 def _column(level_db: float) -> str:

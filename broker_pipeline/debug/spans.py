@@ -86,8 +86,7 @@ def _controller(
     duration = max(0, now_ns - start) if inside else controller.total_time_ns
     note = f"{controller.mode.value} #{controller.sequence}"
     yield Span(Kind.CONTROLLER, 0, controller.name, start, duration, note, _told(controller.status))
-    if phases or not inside:
-        yield from _waited_in(history, controller)
+    yield from _waited_in(history, controller, inside)
     end = 0
     for phase in phases:
         if end:
@@ -100,27 +99,21 @@ def _controller(
         yield from _wait(name, end, controller.output_waiting_time_ns)
 
 
-def _waited_in(history: PackageHistory, controller: ControllerRecord) -> Iterator[Span]:
+def _waited_in(
+    history: PackageHistory, controller: ControllerRecord, inside: bool
+) -> Iterator[Span]:
     """The wait before the first phase: to be given to the workers, and for one of them. Which is
     which the log says, where it has the message between."""
     start, waited = controller.start_time_ns, controller.input_waiting_time_ns
-    if not controller.phases:
-        yield from _wait("waited to be admitted", start, waited)
-        return
-    first = controller.phases[0]
-    given = next(
-        (
-            each.message.time
-            for each in history.inputs
-            if (each.controller, each.phase) == (controller.name, first.name)
-        ),
-        None,
-    )
-    if given is None:
-        yield from _wait(f"waited for {first.name}", start, waited)
-        return
-    yield from _wait("waited to be admitted", start, given - start)
-    yield from _wait(f"waited for {first.name}", given, start + waited - given)
+    inputs = [each for each in history.inputs if each.controller == controller.name]
+    given = inputs[0].message.time if inputs else None
+    name = f"waited for {controller.phases[0].name}" if controller.phases else ""
+    if given is not None:
+        yield from _wait("waited to be admitted", start, given - start)
+        if name:
+            yield from _wait(name, given, start + waited - given)
+    elif not inside:
+        yield from _wait(name or "waited to be admitted", start, waited)
 
 
 def _wait(name: str, start: int, duration: int) -> Iterator[Span]:
@@ -139,11 +132,6 @@ def _modules(modules: Sequence[ModuleRecord], begin: int, depth: int) -> Iterato
     for module in modules:
         start = begin + module.start_offset_ns
         note = f"on {module.server}" if module.server else ""
-        if module.waiting_time_ns:
-            yield Span(
-                Kind.WAIT, depth, f"{module.name}: waited for its turn", start,
-                module.waiting_time_ns,
-            )  # fmt: skip
         message = module.message
         if module.error is not None:
             message = f"{module.error.type}: {module.error.message}"
@@ -151,6 +139,9 @@ def _modules(modules: Sequence[ModuleRecord], begin: int, depth: int) -> Iterato
             Kind.MODULE, depth, module.name, start, module.total_time_ns, note,
             _told(module.status), message,
         )  # fmt: skip
+        if module.waiting_time_ns:
+            name = "waited for a server" if module.server else "waited for its turn"
+            yield Span(Kind.WAIT, depth + 1, name, start, module.waiting_time_ns)
         yield from _modules(module.sub_modules, begin, depth + 1)
 
 
