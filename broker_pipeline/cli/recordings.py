@@ -80,8 +80,9 @@ def record(
         note("interrupted: nothing was kept; with --follow Ctrl-C keeps what there is")
         raise typer.Exit(INTERRUPTED)
     note(
-        f"recorded {summary.arrivals:,} packages, {summary.outcomes:,} of them with their "
-        f"outcome, into {str(file)!r}: {file.stat().st_size:,} bytes"
+        f"recorded {summary.arrivals:,} package{'' if summary.arrivals == 1 else 's'}, "
+        f"{summary.outcomes:,} of them with their outcome, into {str(file)!r}: "
+        f"{file.stat().st_size:,} bytes"
     )
     for line in summary.notes():
         note(f"note: {line}")
