@@ -123,9 +123,13 @@ class Finder:
             raise ValueError("n counts from 1, the oldest, or from -1, the newest")
         state = await self._state()
         filter = f"{self._subjects.out}{outcome.value.lower() if outcome else '*'}.{token or '*'}"
+        newest = await self._broker.last_message(self._stream, filter) if n == -1 else None
+        if newest is not None:
+            return self._id_of(newest)
         found: deque[int] = deque(maxlen=abs(n))
         count = 0
-        async with aclosing(self._headers(filter, state.first_seq, state)) as messages:
+        reading = self._read(filter, state.first_seq, state, headers_only=True)
+        async with aclosing(reading) as messages:
             async for message in messages:
                 found.append(message.stream_seq)
                 count += 1
@@ -139,7 +143,10 @@ class Finder:
                 f"older than {state.first_seq} was purged ({KEEP})",
                 count=count,
             )
-        left = await self._broker.get_message(self._stream, found[-1] if n > 0 else found[0])
+        place = found[-1] if n > 0 else found[0]
+        return self._id_of(await self._broker.get_message(self._stream, place))
+
+    def _id_of(self, left: Message) -> int:
         envelope = _envelope(left)
         if envelope is None:
             raise UnknownPackageError(
@@ -330,7 +337,7 @@ class Finder:
         self, number: int, begins: str, filter: str, start: int, state: StreamState
     ) -> AsyncGenerator[Message, None]:
         """The messages about a package, whole: found by their ids, and one without by its bytes."""
-        async with aclosing(self._headers(filter, start, state)) as messages:
+        async with aclosing(self._read(filter, start, state, headers_only=True)) as messages:
             async for message in messages:
                 said = message.headers.get(HEADER_MSG_ID, "")
                 if said and said != begins and not said.startswith(f"{begins}."):
@@ -343,28 +350,16 @@ class Finder:
                 if envelope is not None and envelope.id == number:
                     yield whole
 
-    async def _headers(
-        self, filter: str, start: int, state: StreamState
-    ) -> AsyncGenerator[Message, None]:
-        async with aclosing(
-            read_log(
-                self._broker,
-                self._stream,
-                filter,
-                start_seq=start,
-                end_seq=state.last_seq,
-                headers_only=True,
-            )
-        ) as batches:
-            async for batch in batches:
-                for message in batch:
-                    yield message
-
     async def _read(
-        self, filter: str, start: int, state: StreamState
+        self, filter: str, start: int, state: StreamState, *, headers_only: bool = False
     ) -> AsyncGenerator[Message, None]:
         reading = read_log(
-            self._broker, self._stream, filter, start_seq=start, end_seq=state.last_seq
+            self._broker,
+            self._stream,
+            filter,
+            start_seq=start,
+            end_seq=state.last_seq,
+            headers_only=headers_only,
         )
         async with aclosing(reading) as batches:
             async for batch in batches:

@@ -17,7 +17,7 @@ from broker_pipeline.broker.port import Message
 from broker_pipeline.codecs import Types
 from broker_pipeline.core.envelope import Ignored, read_event
 from broker_pipeline.core.events import Arrived
-from broker_pipeline.core.names import Subjects, unescape_instance
+from broker_pipeline.core.names import Subjects, readable_instance, unescape_instance
 from broker_pipeline.debug.recorded_rows import RecordedRows
 from broker_pipeline.errors import UnknownPackageError
 from broker_pipeline.journey import NS
@@ -100,7 +100,7 @@ class PackageHistory:
         if self.arrived is not None:
             latest.CopyFrom(self.arrived)
         latest.id, latest.pipeline, latest.shard = self.id, self.pipeline, self.shard
-        latest.instance = self.instance.encode("utf-8", "replace").decode()
+        latest.instance = readable_instance(self.token)
         latest.start_time_ns = self.arrival.time if self.arrival else 0
         return latest
 
@@ -144,7 +144,7 @@ class PackageHistory:
         return {
             **self.package().to_json(),
             "id": self.package_id,
-            "instance": self.instance.encode("utf-8", "replace").decode(),
+            "instance": readable_instance(self.token),
             "inside": None if self.outcome else self.standing()[0],
             "arrival": self.arrival and _message_json(self.arrival, self.arrived),
             "inputs": [

@@ -7,10 +7,12 @@ themselves when the reader was killed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 from broker_pipeline.broker.port import Broker, Message, StreamState, Subscription
-from broker_pipeline.errors import BrokerUnavailableError, NotFoundError
+from broker_pipeline.errors import BrokerError, BrokerUnavailableError, NotFoundError
 
 CREDIT = 500
 """Messages asked of the broker at once."""
@@ -23,6 +25,28 @@ LOOK_S = 1.0
 """After a silence of so long the broker is asked whether anything is still to come."""
 STALL_S = 15.0
 """Reading gives up when nothing has come for so long, though there is something."""
+PATIENCE_S = 60.0
+"""A broker that does not answer, as while it restarts, is asked again for so long."""
+RETRY_MIN_S = 0.05
+RETRY_MAX_S = 1.0
+"""Between two attempts, doubling from the first to the last."""
+
+T = TypeVar("T")
+
+
+async def patiently(broker: Broker, ask: Callable[[], Awaitable[T]]) -> T:
+    """What `ask` gives, asked again where the broker does not answer for now. Raises BrokerError
+    where it refuses, where the connection is gone for good, or after PATIENCE_S."""
+    now = asyncio.get_running_loop().time
+    end, delay = now() + PATIENCE_S, RETRY_MIN_S
+    while True:
+        try:
+            return await ask()
+        except BrokerError as error:
+            if not error.retriable or broker.lost.done() or now() >= end:
+                raise
+        await asyncio.sleep(delay)
+        delay = min(RETRY_MAX_S, delay * 2)
 
 
 async def read_log(
@@ -36,19 +60,21 @@ async def read_log(
 ) -> AsyncGenerator[list[Message], None]:
     """The messages that a filter matches, from one stream sequence to another, both included.
 
-    In order, a list at a time. What is purged meanwhile is passed over: compare the stream's
-    `first_seq` afterwards where that matters.
+    In order, a list at a time; a broker that is away for a while is waited for. What is purged
+    meanwhile is passed over: compare the stream's `first_seq` afterwards where that matters.
 
     Raises:
         NotFoundError: there is no such stream.
         BrokerUnavailableError: the broker delivers nothing for STALL_S, though there is something.
+        BrokerError: it does not answer, for PATIENCE_S.
     """
-    last = await broker.last_message(stream, filter)
+    last = await patiently(broker, partial(broker.last_message, stream, filter))
     if last is None or start_seq > min(end_seq, last.stream_seq):
         return
     goal = min(end_seq, last.stream_seq)  # one at or behind it comes, unless all were purged
     taking = _Taking()
-    taking.subscription = await broker.read(
+    read = partial(
+        broker.read,
         stream,
         filter,
         taking.take,
@@ -57,6 +83,7 @@ async def read_log(
         credit=CREDIT,
         bytes_max=BYTES_MAX,
     )
+    taking.subscription = await patiently(broker, read)
     taking.subscription.failed.add_done_callback(lambda _: taking.wake.set())
     try:
         while batch := await _next(broker, stream, taking, goal):
@@ -112,7 +139,10 @@ async def _next(broker: Broker, stream: str, taking: _Taking, goal: int) -> list
             async with asyncio.timeout(LOOK_S):
                 await taking.wake.wait()
         except TimeoutError:
-            if (await broker.stream_state(stream)).first_seq > goal:
+            asked = loop.time()
+            state = await patiently(broker, partial(broker.stream_state, stream))
+            since += loop.time() - asked  # it may have been away
+            if state.first_seq > goal:
                 return []
             if loop.time() - since >= STALL_S:
                 raise BrokerUnavailableError(
@@ -130,7 +160,8 @@ async def first_since(broker: Broker, stream: str, time_ns: int, state: StreamSt
     while low + 1 < high:
         middle = (low + high) // 2
         try:
-            is_young = (await broker.get_message(stream, middle)).time >= time_ns
+            get = partial(broker.get_message, stream, middle)
+            is_young = (await patiently(broker, get)).time >= time_ns
         except NotFoundError:
             is_young = False  # purged meanwhile
         if is_young:

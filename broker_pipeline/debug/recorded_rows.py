@@ -185,8 +185,9 @@ class RecordedRows:
         return bool(self._ask(wanted, package_id))
 
     def first_event(self) -> int:
-        """The stream sequence of the first event; 0 where there is none."""
-        return int(self._ask("SELECT ifnull(min(stream_seq), 0) FROM events")[0][0])
+        """The stream sequence of the first event that is of an instance; 0 where there is none."""
+        wanted = "SELECT ifnull(min(stream_seq), 0) FROM events WHERE kind NOT IN ('tick', 'plan')"
+        return int(self._ask(wanted)[0][0])
 
     def done_seq(self, package_id: int, controller: str) -> int | None:
         """Where in the log the package came back to a controller, the first time; None: never."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
@@ -21,7 +22,7 @@ from broker_pipeline.core.envelope import Ignored, read_event
 from broker_pipeline.core.events import Deployed
 from broker_pipeline.core.names import Subjects, stream_name
 from broker_pipeline.core.plan import Plan
-from broker_pipeline.debug.log_reading import first_since, read_log
+from broker_pipeline.debug.log_reading import first_since, patiently, read_log
 from broker_pipeline.debug.recorded import PLAN, TICK, RecordedEvent
 from broker_pipeline.debug.recording import Recording
 from broker_pipeline.debug.selection import Selection
@@ -34,6 +35,7 @@ from broker_pipeline.debug.taking import (
     Taking,
 )
 from broker_pipeline.errors import (
+    BrokerError,
     MalformedPackageError,
     NewerVersionError,
     NotFoundError,
@@ -66,9 +68,12 @@ async def record_log(
     sequence ids are selected, what was given to workers: before, the log does not say its number.
     Openings and closings of an instance come with it. The recording's meta is completed.
 
+    A broker that is away is waited for; see `patiently`.
+
     Args:
         recording: new, and being written.
-        follow: go on with what comes, until this is set.
+        follow: go on with what comes, until this is set, or until the broker is gone for too long:
+            then the summary and the recording's notes say so.
 
     Raises:
         PlanError: the pipeline is not deployed.
@@ -108,21 +113,26 @@ class _Recorder:
         self._until = 0
         self._lowest = 0
         self._step, self._steps = 0, 1
+        self._done = 0
+        self._plan = ""
+        self._plan_notes: list[str] = []
+        self._plan_is_known = False
 
     async def run(self, follow: asyncio.Event | None) -> None:
-        state = await require_deployed(self._broker, self._pipeline)
+        state = await self._state()
         begin, since = state.first_seq, self._selection.since_ns
         if since is not None:
             begin = await first_since(self._broker, self._stream, since, state)
-        done = begin - 1
-        while True:
-            await self._stretch(done + 1, state)
-            done = state.last_seq
-            if follow is None or follow.is_set():
-                break
-            state = await self._more(follow, done)
-        if self._selection.by_sequence and not self._selection.outcomes:
-            await self._inside(begin, state)
+        await self._stretch(begin, state)
+        try:
+            if follow is not None:
+                state = await self._follow(follow, state)
+            if self._selection.by_sequence and not self._selection.outcomes:
+                await self._inside(begin, state)
+        except BrokerError as error:
+            if follow is None:
+                raise
+            self.taking.summary.ended = str(error)  # what was recorded until then is whole
         self._recording.trim()
         self._recording.meta = msgspec.structs.replace(
             self._recording.meta,
@@ -130,21 +140,29 @@ class _Recorder:
             shard=SHARD,
             selection=str(self._selection),
             first_seq=begin,
-            last_seq=done,
-            notes=self.taking.summary.notes(),
+            last_seq=self._done,
+            plan=self._plan,
+            notes=(*self.taking.summary.notes(), *self._plan_notes),
         )
-        await self._note_plan(state)
 
-    async def _more(self, follow: asyncio.Event, done: int) -> StreamState:
-        """Wait until there is more in the log, or until nobody follows any longer."""
-        self._progress(f"what comes; {self.taking.summary.arrivals:,} packages so far", 1.0)
-        while True:
+    async def _follow(self, follow: asyncio.Event, state: StreamState) -> StreamState:
+        """Record what comes, with a last look at the end; gives the extent of the log then."""
+        is_last = False
+        while not is_last:
+            self._progress(f"what comes; {self.taking.summary.arrivals:,} packages so far", 1.0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FOLLOW_S):
                     await follow.wait()
-            state = await require_deployed(self._broker, self._pipeline)
-            if follow.is_set() or state.last_seq > done:
-                return state
+            is_last = follow.is_set()
+            state = await self._state()
+            if state.last_seq > self._done:
+                await self._stretch(self._done + 1, state)
+        return state
+
+    async def _state(self) -> StreamState:
+        return await patiently(
+            self._broker, partial(require_deployed, self._broker, self._pipeline)
+        )
 
     async def _stretch(self, start: int, state: StreamState) -> None:
         """Record what is new from `start` to the end of the log."""
@@ -174,6 +192,9 @@ class _Recorder:
                             each.stream_seq, each.time, kind, subject=subject, data=each.data
                         )
                     )
+        self._done = end
+        if not self._plan_is_known:
+            await self._note_plan(state)
 
     async def _arrivals(self, token: str, start: int) -> None:
         """All of them where all are meant; else the openings and closings, which headers tell."""
@@ -242,7 +263,8 @@ class _Recorder:
 
     async def _take_inside(self, number: int, message: Message) -> None:
         with contextlib.suppress(NotFoundError, MalformedPackageError):
-            message = await self._broker.get_message(self._stream, message.stream_seq)
+            get = partial(self._broker.get_message, self._stream, message.stream_seq)
+            message = await patiently(self._broker, get)
             envelope = parse_envelope(message.data)
             token = message.subject.rpartition(".")[2]
             if self._selection.takes(token, envelope.sequence, envelope.start_time_ns, None):
@@ -259,15 +281,15 @@ class _Recorder:
             async for batch in batches:
                 for message in batch:
                     plan = self._plan_in(message) or plan
-        meta = self._recording.meta
-        if plan is None and state.first_seq > 1:
+        self._plan_is_known, self._plan_notes = first > 0, []
+        if plan is None and (state.first_seq > 1 or not first):
             with contextlib.suppress(PlanError, NewerVersionError):
-                plan = await deployed_plan(self._broker, self._pipeline)
-            note = "the plan is the one deployed now: that of its time was purged"
-            meta = msgspec.structs.replace(meta, notes=(*meta.notes, note))
-        if plan is not None:
-            meta = msgspec.structs.replace(meta, plan=plan.to_bytes().decode())
-        self._recording.meta = meta
+                plan = await patiently(
+                    self._broker, partial(deployed_plan, self._broker, self._pipeline)
+                )
+            if first:
+                self._plan_notes = ["the plan is the one deployed now: that of its time was purged"]
+        self._plan = plan.to_bytes().decode() if plan is not None else ""
 
     def _plan_in(self, message: Message) -> Plan | None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from dataclasses import dataclass
+from functools import partial
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.large_payloads import LargePayloads
@@ -19,6 +20,7 @@ from broker_pipeline.core.names import (
     completion_id,
     dispatch_id,
 )
+from broker_pipeline.debug.log_reading import patiently
 from broker_pipeline.debug.recorded import (
     ARRIVAL,
     CLOSING,
@@ -52,6 +54,7 @@ class Summary:
             are not recorded.
         gone: payloads that were objects and could not be read any more.
         unreadable: messages among the outcomes that were no packages.
+        ended: why following ended before it was to; '' where it did not.
     """
 
     arrivals: int = 0
@@ -59,6 +62,7 @@ class Summary:
     purged: int = 0
     gone: int = 0
     unreadable: int = 0
+    ended: str = ""
 
     def notes(self) -> tuple[str, ...]:
         """What whoever reads the recording should know."""
@@ -67,7 +71,8 @@ class Summary:
             (self.gone, "payloads were objects and are gone"),
             (self.unreadable, "outcomes are left out: somebody wrote what is no package"),
         )
-        return tuple(f"{count} {what}" for count, what in said if count)
+        counted = tuple(f"{count} {what}" for count, what in said if count)
+        return (*counted, f"it ended early: {self.ended}") if self.ended else counted
 
 
 class Taking:
@@ -125,7 +130,7 @@ class Taking:
     async def arrivals(self, numbers: list[int]) -> None:
         """Record the arrivals of packages by their numbers, as far as they are there."""
         missing = [number for number in numbers if not self._recording.has_arrival(number)]
-        getting = [self._broker.get_message(self._stream, number) for number in missing]
+        getting = [self._get(number) for number in missing]
         for found in await asyncio.gather(*getting, return_exceptions=True):
             if isinstance(found, Message):
                 await self.arrival(found, packages=True)
@@ -179,11 +184,15 @@ class Taking:
             right = said.startswith(begins) and number.isascii() and number.isdigit()
             return int(number) if right and len(number) < 19 else 0
         try:
-            whole = await self._broker.get_message(self._stream, message.stream_seq)
+            whole = await self._get(message.stream_seq)
             found = parse_envelope(whole.data).id
         except (NotFoundError, MalformedPackageError):
             return 0
         return found if found <= NUMBER_MAX else 0
+
+    async def _get(self, stream_seq: int) -> Message:
+        get = partial(self._broker.get_message, self._stream, stream_seq)
+        return await patiently(self._broker, get)
 
     async def _with_payload(self, data: bytes) -> tuple[bytes, str]:
         """A package with its large payload in place; or as it is, and why it is gone."""
@@ -191,7 +200,7 @@ class Taking:
             envelope = parse_envelope(data)
             if not envelope.HasField("reference"):
                 return data, ""
-            await self._payloads.load(envelope)
+            await patiently(self._broker, partial(self._payloads.load, envelope))
         except PayloadGoneError as error:
             self.summary.gone += 1
             return data, str(error)

@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 
-from broker_pipeline import DataPackage, Outcome
+from broker_pipeline import DataPackage, Outcome, connect
+from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.client.client import Client
 from broker_pipeline.client.deploy import deployed_plan
 from broker_pipeline.core.envelope import message_of, read_event, write
 from broker_pipeline.core.events import Completed
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.names import Subjects, escape_instance, ingress_subject, stream_name
+from broker_pipeline.core.plan import compile_plan
+from broker_pipeline.debug import log_reading
 from broker_pipeline.debug.recorded import RecordingMeta
 from broker_pipeline.debug.recorder import record_log
 from broker_pipeline.debug.recording import Recording
 from broker_pipeline.debug.selection import Selection
 from broker_pipeline.debug.taking import Summary
-from broker_pipeline.errors import PlanError, RecordingError
+from broker_pipeline.errors import BrokerError, PlanError, RecordingError
 from broker_pipeline.package import CONTENT_TYPE
-from tests.integration.histories import Stay, close, running, send
+from tests.integration.histories import Stay, close, pipeline, running, send
 from tests.integration.test_histories import until_only_the_leader_reads
 
 STREAM = stream_name("tour")
@@ -326,3 +329,55 @@ async def test_progress_goes_from_nothing_to_all(path: Path) -> None:
         await record(client, path, progress=lambda _, share: told.append(share))
     assert told == sorted(told)
     assert told[0] == 0.0 and told[-1] <= 1.0
+
+
+async def test_a_broker_that_restarts_is_waited_for(path: Path) -> None:
+    """While following, and nothing is missed or doubled."""
+    async with EmbeddedServer() as server, connect(server.url) as client:
+        await client.deploy(pipeline)
+        stop = asyncio.Event()
+        following = asyncio.create_task(record(client, path, follow=stop))
+        sent = []
+        for round in range(2):
+            for n in range(20):
+                ack = await client.broker.publish(ingress_subject("tour", "room"), b"%d" % n)
+                sent.append(ack.stream_seq)
+            if not round:
+                await server.kill()
+                await server.start()
+        stop.set()
+        summary = await following
+        assert (summary.arrivals, summary.ended) == (40, "")
+    with Recording.open(path) as recording:
+        assert ids(recording) == sent
+        assert recording.plan == compile_plan(pipeline)
+
+
+async def test_a_broker_that_does_not_come_back_ends_a_recording(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was followed until then is kept, and the file says that it ended early; without
+    following nothing is kept, for half of what was asked looks like all of it."""
+    monkeypatch.setattr(log_reading, "PATIENCE_S", 0.3)
+    async with EmbeddedServer() as server, connect(server.url) as client:
+        await client.deploy(pipeline)
+        ack = await client.broker.publish(ingress_subject("tour", "room"), b"one")
+        recorded = asyncio.Event()
+
+        def progress(what: str, _: float) -> None:
+            if what.startswith("what comes; 1 packages"):
+                recorded.set()
+
+        following = asyncio.create_task(
+            record(client, path, progress=progress, follow=asyncio.Event())
+        )
+        await recorded.wait()
+        await server.kill()
+        summary = await following
+        assert summary.ended.startswith("BP30")
+        with pytest.raises(BrokerError):
+            await record(client, path.with_name("other"))
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    with Recording.open(path) as recording:
+        assert ids(recording) == [ack.stream_seq]
+        assert "it ended early: BP30" in recording.meta.notes[0]
