@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -43,4 +44,4 @@ async def test_what_is_stopped_is_cancelled_before_anything_else_is_done(tmp_pat
 
     assert await or_stop(stop, write()) is None
     assert ended == ["cancelled"]
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []
