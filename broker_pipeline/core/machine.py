@@ -27,6 +27,7 @@ from broker_pipeline.core.oldest import Oldest
 from broker_pipeline.core.plan import Plan, unfollowable
 from broker_pipeline.core.producers import Held
 from broker_pipeline.core.release import Leaving
+from broker_pipeline.core.tallies import Tallies
 from broker_pipeline.journey import Outcome
 
 _UNCHANGED = (Outcome.ERROR, Outcome.OUTDATED)
@@ -47,6 +48,7 @@ class Machine:
             deadline.
         ages: packages that wait where there is a `max_age_s`. It follows from the rest.
         unplanned: what came before the first plan.
+        tallies: how many packages came, left and are inside.
         changed: tokens of instances that changed or ended since the last snapshot; a dict for its
             order.
     """
@@ -60,6 +62,7 @@ class Machine:
         self.ages = Ages()
         self.unplanned: list[Event] = []
         self.changed: dict[str, None] = {}
+        self.tallies = Tallies()
         self._oldest = Oldest()
 
     # -- the only ways in -----------------------------------------------------------------------
@@ -135,6 +138,7 @@ class Machine:
             self.changed.update(dict.fromkeys(self.instances))
             self.instances.clear()
         self.plan = event.plan
+        self.tallies.follow(event.plan)
         for token, name in self.gaps:
             since = self.instances[token].producers[name].gap_since
             self.gaps[token, name] = since + event.plan.producer_gap_ns
@@ -144,6 +148,7 @@ class Machine:
             for index, state in enumerate(instance.controllers):
                 for ticket in state.start_waiting(event.plan.controllers[index]):
                     self.changed[instance.token] = None
+                    self.tallies.started(index)
                     commands.append(self._dispatch(instance, index, ticket))
         early, self.unplanned = self.unplanned, []
         for waited in early:
@@ -207,8 +212,10 @@ class Machine:
         leaving = state.let_go(event.sequence, package, outcome)
         if aged and not leaving:  # it waits for its turn
             self.ages.watch(instance, index, event.sequence, package)
+        self.tallies.came_back(index, len(leaving))
         self._leave(instance, index, leaving, (), commands)
         for ticket in state.start_waiting(rules):
+            self.tallies.started(index)
             commands.append(self._dispatch(instance, index, ticket))
         if instance.closing:
             self._end_if_drained(instance, commands)
@@ -227,16 +234,11 @@ class Machine:
         package = PackageRef(
             arrival.stream_seq, instance.sequence, arrival.time, arrival.stream_seq
         )
-        if arrival.malformed:
+        self.tallies.came()
+        if why := arrival.malformed:
+            self.tallies.gone(Outcome.ERROR)
             commands.append(
-                Emit(
-                    instance.token,
-                    instance.epoch,
-                    package,
-                    Outcome.ERROR,
-                    self.time,
-                    malformed=arrival.malformed,
-                )
+                Emit(instance.token, instance.epoch, package, Outcome.ERROR, self.time, (), why)
             )
             return
         instance.inside += 1
@@ -254,10 +256,12 @@ class Machine:
         state, rules = instance.controllers[index], self.plan.controllers[index]
         aged = rules.max_age_ns is not None
         if aged and deadline_of(rules, package) <= self.time:
+            self.tallies.refused(index)
             refused = state.refuse(package, self.time, stamps)
             self._give_back(instance, index, refused, Outcome.OUTDATED, commands)
             return
         start, overflow = state.admit(rules, package, self.time, stamps)
+        self.tallies.admitted(index, start is not None, len(overflow))
         if start is not None:
             commands.append(self._dispatch(instance, index, start))
         elif aged:
@@ -297,10 +301,12 @@ class Machine:
         for _, package, outcome in leaving:
             stamped = (*stamps, Left(index, outcome, self.time))
             stamps = ()
+            self.tallies.controllers[index].leave(outcome)
             if outcome is Outcome.SUCCESS and index + 1 < len(instance.controllers):
                 self._enter(instance, index + 1, package, stamped, commands)
                 continue
             instance.inside -= 1
+            self.tallies.gone(outcome)
             commands.append(
                 Emit(instance.token, instance.epoch, package, outcome, self.time, stamped)
             )
@@ -344,11 +350,13 @@ class Machine:
             state = instance.controllers[index]
             ticket = state.withdraw(sequence)
             if ticket is not None:
+                self.tallies.withdrawn(index)
                 self._give_back(instance, index, ticket, Outcome.OUTDATED, commands)
             else:
                 package = state.waiting_package(sequence)
                 assert package is not None  # `soonest` gives what waits
                 leaving = state.let_go(sequence, package, Outcome.OUTDATED)
+                self.tallies.released(index, len(leaving))
                 self._leave(instance, index, leaving, (), commands)
 
     def _pass_deadlines(self, commands: list[Command]) -> None:

@@ -18,6 +18,7 @@ from broker_pipeline.core.events import Event
 from broker_pipeline.core.instance import InstanceSnapshot, InstanceState
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.plan import Plan
+from broker_pipeline.core.tallies import Tally
 from broker_pipeline.errors import PlanError, SnapshotError
 
 VERSION = 2
@@ -59,6 +60,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         slices: oldest first; what a later one says of an instance is what counts.
         oldest_inside: every package up to `applied` with a lower id has left; 0: not said, by an
             older program.
+        tallies: how many packages came and left; empty: not said, by an older program.
     """
 
     version: int
@@ -68,6 +70,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     oldest_source: int
     slices: list[Slice]
     oldest_inside: int = 0
+    tallies: list[Tally] = []
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True):
@@ -168,6 +171,7 @@ class Chain:
             oldest_source=source or machine.applied + 1,
             slices=[held.slice for held in self._held],
             oldest_inside=inside or machine.applied + 1,
+            tallies=machine.tallies.dump(),
         )
         packed = _pack(head)
         checksum = zlib.crc32(packed).to_bytes(_CHECKSUM_BYTES, "big")
@@ -263,6 +267,7 @@ def restore(head: Head, parts: Iterable[bytes]) -> tuple[Machine, Chain]:
         if head.plan:
             machine.plan = plan = Plan.from_bytes(head.plan)
             machine.fill([InstanceState.load(_instance(raw), plan) for raw in found.values()])
+            machine.tallies.load(head.tallies, plan, machine.instances.values())
             machine.rebuild_ages()
     except (ValueError, RecursionError, PlanError) as error:
         raise SnapshotError(f"a snapshot cannot be read ({error})") from error
