@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Message
 from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER, Subjects
+from broker_pipeline.core.snapshot import Head
+from broker_pipeline.core.tallies import OUTCOMES
 from broker_pipeline.journey import STATUS_TO_PB, Mode, Outcome, Status
 from broker_pipeline.runtime.suspects import TRUSTED_DELIVERIES
 from tests.fault.executor import Begun
@@ -44,6 +46,7 @@ class Checks:
         begun: how often each message of a queue began to run.
         acked: the payloads that producers were told are stored, with where.
         injected: the faults that there were.
+        head: of the newest snapshot.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class Checks:
         acked: dict[bytes, list[int]],
         injected: Counter[str],
         payloads: Large,
+        head: Head | None,
     ) -> None:
+        self.head = head
         self.injected = injected
         self.large = payloads
         self.log = log
@@ -95,6 +100,7 @@ class Checks:
             self.nothing_begins_too_often,
             self.payloads,
             self.payloads_are_there,
+            self.counted_once,
         ):
             try:
                 check()
@@ -327,6 +333,32 @@ class Checks:
     def payloads_are_there(self) -> None:
         """What a message refers to is kept for as long as anybody may want it."""
         self.violations += self.large.check(self.log, self.scenario.pipelines[0][1].replay_window_s)
+
+    def counted_once(self) -> None:
+        """However often leaders changed: the counts of the newest snapshot are those of the log."""
+        head = self.head
+        if head is None:
+            self.wrong("no snapshot was stored")
+            return
+        model = Model(SUBJECTS)
+        for message in self.log:
+            if message.stream_seq <= head.applied:
+                model.feed(message)
+        pipeline, *controllers = head.tallies
+        out = Counter(outcome for _, _, outcome in model.outs)
+        came, inside = len(model.admitted), len(model.admitted) - len(model.outs)
+        said = (pipeline.came, pipeline.left, pipeline.inside)
+        if said != (came, [out[outcome] for outcome in OUTCOMES], inside):
+            self.wrong(f"{said} are counted at {head.applied}; the model says {came}, {out}")
+        by_outcome = [sum(left) for left in zip(*(c.left for c in controllers), strict=True)]
+        if by_outcome[1:] != pipeline.left[1:]:
+            self.wrong(f"{by_outcome} left early, by controller; of the pipeline {pipeline.left}")
+        for index, tally in enumerate(controllers):
+            inside = sum(life.chain.controllers[index].inside for life in model.lives.values())
+            said = (tally.came, sum(tally.left), tally.inside)
+            if said != (came, came - inside, inside):
+                self.wrong(f"{said} are counted in controller {index}; of {came} {inside} inside")
+            came = tally.left[0]
 
     def _life(self, package: pb.DataPackage) -> tuple[str, int]:
         return package.instance, package.epoch

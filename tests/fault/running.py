@@ -14,6 +14,7 @@ from tests.fault import (  # noqa: F401 - they register their own
     lane_mutations,
     log_mutations,
     payload_mutations,
+    tally_mutations,
     worker_mutations,
 )
 from tests.fault.mutations import MUTATIONS, planted

@@ -11,9 +11,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from broker_pipeline.broker.port import Message
 from broker_pipeline.client.deploy import deploy
-from broker_pipeline.core.names import ingress_subject, stream_name
+from broker_pipeline.core.names import STATE_BUCKET, ingress_subject, snapshot_key, stream_name
+from broker_pipeline.core.snapshot import Head, read_head
 from broker_pipeline.errors import BrokerPipelineError, PublishRefusedError
 from broker_pipeline.pipeline import Pipeline
 from tests.fault.checks import SUBJECTS, Checks
@@ -115,11 +118,12 @@ class Simulation:
             for task in await cluster.end(END_S):
                 self.violations.append(f"a task is left over after the drain: {task}")
             self.violations += [f"a role died of {error!r}" for error in cluster.deaths]
+            head = await self._stored_head()
         self._feed()
         log = self._log()
         self.violations += Checks(
             scenario, log, self.model, self.cluster.begun, acked.stored, self.network.injected,
-            self.payloads,
+            self.payloads, head,
         ).run()  # fmt: skip
 
     async def _deploy(self, pipeline: Pipeline) -> None:
@@ -142,6 +146,12 @@ class Simulation:
             self.cluster.clients.append(process)
             self.loop.spawn(process, runs.run(), process.name)
         return sources
+
+    async def _stored_head(self) -> Head | None:
+        """Of the newest snapshot, which the last leader has stored."""
+        broker = self.network.server.connect()
+        entry = await broker.kv_get(STATE_BUCKET, snapshot_key(NAME, 0))
+        return entry and read_head(msgspec.msgpack.decode(entry.value)[1])
 
     def _log(self) -> list[Message]:
         """All that was ever stored, purged or not."""

@@ -46,6 +46,9 @@ FOUND_FAST = {
     "a sweep does not wait for the window": 10,
     "a package goes on before its payload is stored": 10,
     "a recorded input is run again without its payload": 40,
+    "a takeover forgets what was counted": 10,
+    "what overflows still waits": 10,
+    "what is applied again is counted again": 10,
 }
 
 

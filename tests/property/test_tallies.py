@@ -134,7 +134,7 @@ def test_rarer_ways_through_a_controller_are_counted_too():
 
 
 def test_one_that_grows_old_while_it_waits_for_its_turn_is_counted_once():
-    """Number 2 is done, number 1 is not: by its deadline 2 leaves as OUTDATED, and waits no more."""
+    """Number 2 is done and number 1 is not: by its deadline 2 is OUTDATED, and waits no more."""
     world = World(make_plan([(Mode.ORDER_BY_SEQUENCE, 2, None, 5 * SECOND)]))
     counted = Counted()
     for commands in (world.arrive("a"), world.arrive("a"), world.complete(1)):
