@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+from collections.abc import Awaitable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -92,30 +93,11 @@ class StreamInfo(Answer, frozen=True):
     ts: str = ""
 
 
-CONSUMERS_PAGE = 256
-"""The server's: so many consumers in one answer."""
-
-
-class AckFloor(msgspec.Struct, frozen=True):
-    """Up to where everything is acknowledged."""
-
-    stream_seq: int = 0
-
-
 class ConsumerInfo(Answer, frozen=True):
     """The answer about a consumer."""
 
     config: dict[str, Any] = {}
     num_pending: int = 0
-    num_ack_pending: int = 0
-    ack_floor: AckFloor = AckFloor()
-
-
-class ConsumerList(Answer, frozen=True):
-    """One page of a stream's consumers; of several servers, those that answered."""
-
-    total: int = 0
-    consumers: list[ConsumerInfo] = []
 
 
 class StoredMessage(msgspec.Struct, frozen=True):
@@ -238,7 +220,7 @@ class JetStreamApi:
 
     async def stream_state(self, stream: str) -> StreamState:
         """The stream's extent, from its leader."""
-        return _state((await self.stream_info(stream)).state)
+        return state_of((await self.stream_info(stream)).state)
 
     async def stream_info(self, stream: str) -> StreamInfo:
         """All about a stream, from its leader."""
@@ -249,24 +231,7 @@ class JetStreamApi:
         info = await self.stream_info(stream)
         max_bytes = info.config.get("max_bytes", -1)
         subjects = tuple(info.config.get("subjects") or ())
-        return StreamStatus(_state(info.state), subjects, max_bytes if max_bytes >= 0 else None)
-
-    async def consumer_floors(self, stream: str) -> dict[str, int]:
-        """For each durable consumer the lowest stream sequence that it still needs."""
-        # In this order: what is stored between the two answers counts as needed.
-        last_seq = (await self.stream_state(stream)).last_seq
-        floors: dict[str, int] = {}
-        offset, total = 0, 1
-        while offset < total:
-            page = await self.request(f"CONSUMER.LIST.{stream}", {"offset": offset}, ConsumerList)
-            for each in page.consumers:
-                # The floor stays at its own last message: behind it nothing may be waiting.
-                idle = not each.num_pending and not each.num_ack_pending
-                needs = max(last_seq if idle else 0, each.ack_floor.stream_seq) + 1
-                if name := each.config.get("durable_name"):
-                    floors[name] = needs
-            offset, total = offset + CONSUMERS_PAGE, page.total
-        return floors
+        return StreamStatus(state_of(info.state), subjects, max_bytes if max_bytes >= 0 else None)
 
     async def time_ns(self, stream: str) -> int:
         """The clock of the stream's leader."""
@@ -295,15 +260,22 @@ class JetStreamApi:
 
     async def last_message(self, stream: str, subject: str) -> Message | None:
         """The newest message of a subject. Raises NotFoundError when there is no such stream."""
-        try:
-            return await self.stored_message(stream, {"last_by_subj": subject})
-        except NotFoundError as error:
-            if error.values.get("err_code") == NO_MESSAGE:
-                return None
-            raise
+        return await message_or_none(self.stored_message(stream, {"last_by_subj": subject}))
 
 
-def _state(extent: StreamExtent) -> StreamState:
+async def message_or_none(asking: Awaitable[Message]) -> Message | None:
+    """A stored message, or None where the stream has no such one. Raises NotFoundError where there
+    is no stream."""
+    try:
+        return await asking
+    except NotFoundError as error:
+        if error.values.get("err_code") == NO_MESSAGE:
+            return None
+        raise
+
+
+def state_of(extent: StreamExtent) -> StreamState:
+    """The extent as the port has it."""
     # An empty stream reports its first sequence as 0 until it has held a message.
     first = extent.first_seq if extent.messages else extent.last_seq + 1
     return StreamState(first, extent.last_seq, extent.messages, extent.bytes)

@@ -137,6 +137,11 @@ class Connection:
         self.up.set()
         self._check()
 
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the server said of itself when it was connected to; empty where nothing is known."""
+        return getattr(self.nc, "_server_info", None) or {}
+
     def attach(self, link: Link) -> None:
         """Tell `link` from now on."""
         self._links.append(link)

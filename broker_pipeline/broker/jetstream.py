@@ -11,6 +11,7 @@ from broker_pipeline.broker.api import Answer, JetStreamApi
 from broker_pipeline.broker.buckets import Buckets, is_marker, subject_of
 from broker_pipeline.broker.connection import Connection
 from broker_pipeline.broker.fast_ingest import FastIngestPublisher
+from broker_pipeline.broker.looking import JetStreamLooks
 from broker_pipeline.broker.objects import Objects
 from broker_pipeline.broker.port import (
     PUBLISH_TIMEOUT_S,
@@ -22,14 +23,12 @@ from broker_pipeline.broker.port import (
     Handler,
     Message,
     OrderedPublisher,
-    Presence,
     PubAck,
     StreamSpec,
     StreamState,
     StreamStatus,
     Subscription,
 )
-from broker_pipeline.broker.presence import Presences
 from broker_pipeline.broker.publish import PipelinedPublisher
 from broker_pipeline.broker.pull import Puller, Reader
 from broker_pipeline.broker.ranges import until_done
@@ -73,15 +72,13 @@ async def connect(
     return broker
 
 
-class JetStreamBroker:
+class JetStreamBroker(JetStreamLooks):
     """A `Broker` on one connection to nats-server; made by `connect`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._api = JetStreamApi(connection)
+        super().__init__(connection, JetStreamApi(connection))
         self._publisher = PipelinedPublisher(connection, self._api.answers)
         self._buckets = Buckets(self._api, self._publish_now)
-        self._presences = Presences(connection, self._api)
         self._objects = Objects(
             self._api,
             publish=self._publish_now,
@@ -149,10 +146,6 @@ class JetStreamBroker:
     ) -> None:
         """See `Broker.limit_stream`."""
         await provision.limit_stream(self._api, stream, subjects, max_bytes)
-
-    async def consumer_floors(self, stream: str) -> dict[str, int]:
-        """See `Broker.consumer_floors`."""
-        return await self._api.consumer_floors(stream)
 
     async def time_ns(self, stream: str) -> int:
         """See `Broker.time_ns`."""
@@ -344,15 +337,6 @@ class JetStreamBroker:
     async def kv_erase(self, bucket: str, key: str) -> None:
         """See `Broker.kv_erase`."""
         await self._buckets.erase(bucket, key)
-
-    # -- presence -------------------------------------------------------------------------------
-    async def be_present(self, subject: str) -> None:
-        """See `Broker.be_present`."""
-        await self._presences.be_present(subject)
-
-    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
-        """See `Broker.presence`."""
-        return await self._presences.presence(subject, timeout_s)
 
     # -- objects --------------------------------------------------------------------------------
     async def object_put(self, bucket: str, name: str, data: bytes) -> None:

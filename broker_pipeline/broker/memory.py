@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from broker_pipeline.broker import headers as header_blocks
 from broker_pipeline.broker.memory_keys import MemoryKeys
+from broker_pipeline.broker.memory_looks import Answering, MemoryLooks
 from broker_pipeline.broker.memory_objects import MemoryObjects, ensure_bucket
 from broker_pipeline.broker.memory_ordered import MemoryOrderedPublisher
 from broker_pipeline.broker.memory_pull import ACK_PREFIX, MemorySubscription, Pump, delivery
@@ -27,7 +28,6 @@ from broker_pipeline.broker.port import (
     Handler,
     Message,
     OrderedPublisher,
-    Presence,
     PubAck,
     StreamSpec,
     StreamState,
@@ -59,7 +59,7 @@ class MemoryServer(Store):
         super().__init__(now_ns)
         self.max_payload = max_payload
         self.pump = Pump()
-        self.present: dict[str, list[MemoryBroker]] = {}
+        self.answering = Answering()
 
     def connect(self, *, reconnect: bool = False) -> MemoryBroker:
         """A new connection. With `reconnect` it survives `disconnect`, as a real one would."""
@@ -77,7 +77,7 @@ class MemoryServer(Store):
         return ack
 
 
-class MemoryBroker(MemoryKeys, MemoryObjects):
+class MemoryBroker(MemoryKeys, MemoryObjects, MemoryLooks):
     """A `Broker`: one connection to a `MemoryServer`."""
 
     def __init__(self, server: MemoryServer, *, reconnect: bool) -> None:
@@ -100,6 +100,11 @@ class MemoryBroker(MemoryKeys, MemoryObjects):
     def lost(self) -> asyncio.Future[None]:
         """See `Broker.lost`."""
         return self._lost
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended, by itself or otherwise."""
+        return self._closed
 
     def server(self) -> MemoryServer:
         """The server, while connected. Raises ConnectionLostError."""
@@ -174,11 +179,6 @@ class MemoryBroker(MemoryKeys, MemoryObjects):
         """See `Broker.limit_stream`."""
         spec = self.server().stream(stream).spec
         self._server.ensure(replace(spec, subjects=subjects, max_bytes=max_bytes))
-
-    async def consumer_floors(self, stream: str) -> dict[str, int]:
-        """See `Broker.consumer_floors`."""
-        found = self.server().stream(stream)
-        return {name: found.floor(name) for name in found.consumers}
 
     async def time_ns(self, stream: str) -> int:
         """See `Broker.time_ns`."""
@@ -356,18 +356,6 @@ class MemoryBroker(MemoryKeys, MemoryObjects):
         """See `Broker.in_progress`."""
         if (consumer := self._consumer_of(message)) is not None:
             consumer.extend(message.stream_seq, self._loop.time())
-
-    # -- presence -------------------------------------------------------------------------------
-    async def be_present(self, subject: str) -> None:
-        """See `Broker.be_present`."""
-        present = self.server().present
-        living = [each for each in present.get(subject, ()) if not each._closed]
-        present[subject] = [*living, self]
-
-    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
-        """See `Broker.presence`; here nobody is ever SILENT."""
-        present = self.server().present.get(subject, [])
-        return Presence.GONE if all(each._closed for each in present) else Presence.HERE
 
 
 def _gone() -> ConnectionLostError:

@@ -22,6 +22,11 @@ class Pump:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def subscriptions(self) -> list[MemorySubscription]:
+        """All that there are."""
+        return list(self._subscriptions)
+
     def add(self, subscription: MemorySubscription) -> None:
         """Deliver to it."""
         self._subscriptions.append(subscription)
@@ -113,6 +118,19 @@ class MemorySubscription:
         """See `Subscription.failed`; cancelled by `stop`."""
         return self._failed
 
+    @property
+    def asks(self) -> bool:
+        """Whether it takes what comes."""
+        return not self._ended and self._credit > 0
+
+    @property
+    def place(self) -> Cursor:
+        """Where it is: its own, or that of its consumer."""
+        if self.consumer is not None:
+            return self.consumer.cursor
+        assert self._cursor is not None
+        return self._cursor
+
     def set_credit(self, messages: int) -> None:
         """See `Subscription.set_credit`. Nothing arrives while it is 0."""
         self._credit = messages
@@ -151,11 +169,10 @@ class MemorySubscription:
 
     def _next(self, now: float) -> Message | None:
         if self.consumer is None:
-            assert self._cursor is not None
-            message = self._cursor.advance()
+            message = self.place.advance()
             if message is None:
                 return None
-            return delivery(message, self._headers_only, pending=self._cursor.pending)
+            return delivery(message, self._headers_only, pending=self.place.pending)
         taken = self.consumer.take(now)
         if taken is None:
             return None

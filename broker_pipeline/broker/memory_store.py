@@ -33,6 +33,7 @@ class Cursor:
 
     def __init__(self, stream: Stream, filter: str, start_seq: int) -> None:
         self._stream = stream
+        self.filter = filter
         self.match = matcher(filter)
         self.next_seq = max(1, start_seq)
         self.pending = 0
@@ -231,6 +232,10 @@ class Stream:
             if match(message.subject):
                 return message
         return None
+
+    def first(self, filter: str, start_seq: int) -> Message | None:
+        """The first message from a sequence on that a filter matches."""
+        return next(self.messages_from(start_seq, matcher(filter)), None)
 
     def purge(self, below: int) -> None:
         """Remove what lies below a sequence."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from broker_pipeline.broker.introspection import Introspection
+
 PUBLISH_TIMEOUT_S = 10.0
 """Until a publish without an ack has failed, unless it says otherwise."""
 READ_CREDIT = 2_000
@@ -127,14 +129,6 @@ class Entry:
     revision: int
 
 
-class Presence(Enum):
-    """What came of asking whether somebody is there."""
-
-    HERE = "it answered"
-    SILENT = "no answer came in time"
-    GONE = "no connection would answer"
-
-
 Handler = Callable[[Message], None]
 """Takes one message, on the event loop, quickly; what it raises ends the reading."""
 
@@ -189,8 +183,8 @@ class OrderedPublisher(Protocol):
         """Seal unless something was refused before, and end."""
 
 
-class Broker(Protocol):
-    """One connection to a broker."""
+class Broker(Introspection, Protocol):
+    """One connection to a broker; what it tells of itself is in `introspection`."""
 
     @property
     def max_payload(self) -> int:
@@ -231,12 +225,6 @@ class Broker(Protocol):
     ) -> None:
         """Let a stream take these subjects and so many bytes; nothing else of it changes, and what
         is stored stays, also where it is more. Readers and publishers go on."""
-
-    async def consumer_floors(self, stream: str) -> dict[str, int]:
-        """For each durable consumer the lowest stream sequence that it still needs, now or later.
-
-        Raises NotFoundError where there is no such stream.
-        """
 
     async def time_ns(self, stream: str) -> int:
         """The clock that stamps the stream's messages, ns since the epoch, read at some moment
@@ -356,15 +344,6 @@ class Broker(Protocol):
 
     async def kv_erase(self, bucket: str, key: str) -> None:
         """Remove the key with every trace of it, so that `kv_listed` has it no more."""
-
-    # -- presence -------------------------------------------------------------------------------
-    async def be_present(self, subject: str) -> None:
-        """Answer whoever asks on a subject that no stream stores, from when this returns to the end
-        of the connection."""
-
-    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
-        """Ask. A peer that hangs is SILENT; GONE says that its connection has ended, unless it has
-        just begun and another server of the cluster does not know of it yet."""
 
     # -- objects --------------------------------------------------------------------------------
     async def object_put(self, bucket: str, name: str, data: bytes) -> None:

@@ -114,18 +114,18 @@ class Retention:
             young = await self._first_since(head.time - plan.replay_window_ns, state, head)
             if young <= state.first_seq:
                 return False
-        floors = await self._broker.consumer_floors(self._stream)
+        states = await self._broker.consumer_states(self._stream)
         names = [
             name
             for controller in plan.controllers
             for phase in controller.phases
             for name, _ in self._subjects.consumers(controller.name, phase.name, phase.lanes)
         ]
-        missing = [name for name in names if name not in floors]
+        missing = [name for name in names if name not in states]
         if missing:
             log.warning("nothing of %s is purged: no answer about %s", self._stream, missing)
             return False
-        consumers = [floors[name] for name in names]
+        consumers = [states[name].needs for name in names]
         below = retention.purge_below(head, consumers, state.first_seq, young)
         if below is None:
             return False

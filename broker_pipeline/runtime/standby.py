@@ -11,8 +11,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from broker_pipeline.broker.introspection import Presence
 from broker_pipeline.broker.lease import Held, Lease
-from broker_pipeline.broker.port import Broker, Presence
+from broker_pipeline.broker.port import Broker
 from broker_pipeline.core.names import LEASE_BUCKET, LEASE_TTL_S, lease_key, presence_subject
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker_pipeline.broker.port import Broker, ConsumerSpec, Message, StreamSpec
-from broker_pipeline.errors import LogFullError, NotFoundError, PublishRefusedError
+from broker_pipeline.errors import LogFullError, PublishRefusedError
 from tests.contract.waiting import until
 
 IN = "log.in.*"
@@ -48,24 +48,7 @@ async def _until_floor(broker: Broker, expected: range) -> None:
 
 
 async def _floor(broker: Broker) -> int:
-    return (await broker.consumer_floors("LOG"))["work"]
-
-
-async def test_all_durable_consumers_are_asked_however_many_there_are(broker: Broker) -> None:
-    """And no reader that keeps nothing."""
-    await broker.ensure_stream(LOG)
-    names = [f"work{n}" for n in range(300)]
-    for name in names:
-        await broker.ensure_consumer("LOG", ConsumerSpec(name, f"log.work.{name}", ack_wait_s=30))
-    reading = await broker.read("LOG", "log.ctl.>", lambda message: None)
-    assert await broker.consumer_floors("LOG") == dict.fromkeys(names, 1)
-    await reading.stop()
-
-
-async def test_the_floors_of_no_stream_are_an_error(broker: Broker) -> None:
-    """NotFoundError: nothing may be taken for needless because its reader is not found."""
-    with pytest.raises(NotFoundError):
-        await broker.consumer_floors("LOG")
+    return (await broker.consumer_states("LOG"))["work"].needs
 
 
 async def test_a_stream_tells_what_it_takes(broker: Broker) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from broker_pipeline.broker.port import Broker, Presence, StreamSpec
+from broker_pipeline.broker.introspection import Presence
+from broker_pipeline.broker.port import Broker, StreamSpec
 from tests.contract.waiting import Connect, until
 
 SUBJECT = "bp-presence.p.0.one"

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from broker_pipeline.broker import headers as header_blocks
+from broker_pipeline.broker.introspection import Answerer
 from broker_pipeline.broker.memory_store import Consumer
 from broker_pipeline.broker.port import (
     Change,
     ConsumerSpec,
     Handler,
     Message,
-    Presence,
     PubAck,
     StreamSpec,
     StreamState,
@@ -26,6 +26,7 @@ from broker_pipeline.errors import (
     PublishTimeoutError,
 )
 from tests.fault.link_keys import LinkKeys
+from tests.fault.link_looks import LinkLooks
 from tests.fault.loop import PROCESS, Process
 from tests.fault.network import Network, Wire, error_future, finished, gone, outcome_of
 from tests.fault.reading import Pulling
@@ -50,7 +51,7 @@ async def connect(network: Network, *, reconnect: bool) -> Link:
     return Link(network, PROCESS.get(), reconnect=reconnect)
 
 
-class Link(LinkKeys):
+class Link(LinkKeys, LinkLooks):
     """A `Broker`."""
 
     def __init__(self, network: Network, process: Process, *, reconnect: bool) -> None:
@@ -63,6 +64,7 @@ class Link(LinkKeys):
         self.up = asyncio.Event()
         self.pullings: list[Pulling] = []
         self.sessions: list[SimSession] = []
+        self.answerers = {}
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._token = 0
         self._loop = network.loop
@@ -99,9 +101,15 @@ class Link(LinkKeys):
         if self._loop.time() < self.network.down_until:
             self._loop.call_later(RECONNECT_S, self._try_again)
             return
-        self.wire = self._open()
+        self.wire = wire = self._open()
+        for subject, answerer in self.answerers.items():
+            wire.to_server(self._answers, wire, subject, answerer)
         for pulling in list(self.pullings):
             pulling.begin()
+
+    def _answers(self, wire: Wire, subject: str, answerer: Answerer) -> None:
+        """At the broker."""
+        self.network.answering.setdefault(subject, {})[wire] = answerer
 
     async def close(self) -> None:
         """See `Broker.close`."""
@@ -226,10 +234,6 @@ class Link(LinkKeys):
     ) -> None:
         """See `Broker`."""
         await self._do("limit_stream", stream, subjects=subjects, max_bytes=max_bytes)
-
-    async def consumer_floors(self, stream: str) -> dict[str, int]:
-        """See `Broker`."""
-        return await self._do("consumer_floors", stream)
 
     async def time_ns(self, stream: str) -> int:
         """See `Broker`."""
@@ -357,31 +361,6 @@ class Link(LinkKeys):
     async def in_progress(self, message: Message) -> None:
         """See `Broker`."""
         self._tell("in_progress", message)
-
-    # -- presence -------------------------------------------------------------------------------
-    async def be_present(self, subject: str) -> None:
-        """See `Broker`."""
-        present, wire = self.network.present, self.wire
-        await self.request(lambda: present.update({subject: wire}))
-
-    async def presence(self, subject: str, *, timeout_s: float) -> Presence:
-        """See `Broker`."""
-        await self.until_up(timeout_s)
-        token, future = self._expect(timeout_s, Presence.SILENT)
-        self.wire.to_server(self._find, self.wire, token, subject)
-        return await future
-
-    def _find(self, wire: Wire, token: int, subject: str) -> None:
-        """At the broker: pass the question on, if there is somebody; he answers by the same way."""
-        network = self.network
-        peer = network.present.get(subject)
-        if network.chance_of(network.weather.lost_answers, "lost answer"):
-            return
-        if peer is None or network.chance_of(network.weather.unseen, "living peer not seen"):
-            wire.to_client(self._answered, token, Presence.GONE)
-        else:
-            answer = (wire.to_client, self._answered, token, Presence.HERE)
-            peer.to_client(peer.to_server, *answer)
 
 
 __all__ = ["PING_S", "ConnectionLostError", "Link", "connect"]

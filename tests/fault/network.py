@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from broker_pipeline.broker.api import ApiError
+from broker_pipeline.broker.introspection import Answerer
 from broker_pipeline.broker.memory import MemoryBroker, MemoryServer
 from broker_pipeline.broker.port import Message, PubAck
 from broker_pipeline.broker.publish import refusal
@@ -72,7 +73,7 @@ class Network:
         away_until: there is no stream leader: publishes are refused, sessions end.
         full_until: `(ingress, everything)`: the log takes no more.
         injected: how often which fault was.
-        present: who answers on which subject.
+        answering: who answers on which subject, and what.
     """
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
@@ -86,7 +87,7 @@ class Network:
         self.full_until = [0.0, 0.0]
         self.links: list[Wire] = []
         self.stored: list[Message] = []
-        self.present: dict[str, Wire] = {}
+        self.answering: dict[str, dict[Wire, Answerer]] = {}
         self.server = self.process.context.run(lambda: MemoryServer(now_ns=self.now_ns))
         self.api = self.process.context.run(self.server.connect)
 
@@ -202,9 +203,8 @@ class Wire:
             self._end_session()
 
     def _end_session(self) -> None:
-        present = self.network.present
-        for subject in [each for each, wire in present.items() if wire is self]:
-            del present[subject]
+        for answering in self.network.answering.values():
+            answering.pop(self, None)
         finished(self.session.close())
 
 

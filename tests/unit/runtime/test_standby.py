@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from broker_pipeline.broker.introspection import Presence
 from broker_pipeline.broker.memory import MemoryBroker, MemoryServer
-from broker_pipeline.broker.port import Presence
 from broker_pipeline.broker.subjects import matcher
 from broker_pipeline.core.names import LEASE_BUCKET, LEASE_TTL_S, Subjects, presence_subject
 from broker_pipeline.errors import LeadershipLostError
