@@ -226,6 +226,17 @@ def presence_subject(pipeline: str, shard: int, holder: str) -> str:
     return f"bp-presence.{pipeline}.{shard}.{token}"
 
 
+def status_subject(pipeline: str) -> str:
+    """Where all roles of a pipeline say how they are doing. No stream stores it."""
+    return f"bp-status.{pipeline}"
+
+
+def server_status_subject(module: str) -> str:
+    """Where all servers of a module say how they are doing. No stream stores it. Raises ClientError
+    where the name is longer than an instance's may be."""
+    return f"bp-server-status.{escape_instance(module)}"
+
+
 def snapshot_stream(pipeline: str, shard: int = 0) -> str:
     """The stream that holds the parts of a shard's snapshots."""
     return f"BPS_{pipeline}_{shard}"

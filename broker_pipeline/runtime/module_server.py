@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from broker_pipeline.broker import jetstream
 from broker_pipeline.broker.port import Broker
+from broker_pipeline.core.names import server_status_subject
 from broker_pipeline.errors import BrokerPipelineError, ServeError
 from broker_pipeline.external.credentials import (
     MESSAGE_BYTES_MAX,
@@ -21,8 +21,12 @@ from broker_pipeline.external.credentials import (
 )
 from broker_pipeline.external.server import HEARTBEAT_S, ModuleServer
 from broker_pipeline.modules import Module
+from broker_pipeline.observe.meter import Meter
+from broker_pipeline.observe.status import Role
 from broker_pipeline.pipeline import NAME
+from broker_pipeline.runtime.addresses import advertised, join, next_address
 from broker_pipeline.runtime.lifecycle import unless_stopped
+from broker_pipeline.runtime.reporting import reporter
 from broker_pipeline.runtime.roles import READY, RETRY_MAX_S, RETRY_MIN_S, Announce
 from broker_pipeline.runtime.serving import ExecutorHost
 from broker_pipeline.runtime.supervisor import Child, Supervisor
@@ -35,7 +39,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 50051
 PORT_MAX = 65535
-WILDCARDS = ("0.0.0.0", "::", "[::]", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +89,18 @@ class RunningServer:
         address: `host:port` that it listens at.
     """
 
-    def __init__(self, server: ModuleServer, host: ExecutorHost, options: Serving) -> None:
+    def __init__(
+        self, server: ModuleServer, host: ExecutorHost, options: Serving, meter: Meter | None
+    ) -> None:
         self.name = host.description.name
         self.address = join(options.host, server.port)
         self.advertised = advertised(options.host, server.port, options.advertise)
         self._server = server
         self._host = host
         self._options = options
+        self._status = reporter(
+            Role.SERVER, meter=meter, phases=(self.name,), address=self.advertised
+        )
         self._announcing: asyncio.Task[None] | None = None
         self._announcement: asyncio.Task[bool] | None = None
         self._unannounced = asyncio.Event()
@@ -171,6 +179,7 @@ class RunningServer:
 
     async def _while_announced(self, broker: Broker) -> None:
         announcer = self._announcer(broker)
+        await broker.answer(server_status_subject(self.name), self._status.answer)
         try:
             await announcer.start()
             log.info("module server %s is announced as %r", self.advertised, self.name)
@@ -191,8 +200,13 @@ class RunningServer:
 
 
 @contextlib.asynccontextmanager
-async def running(module: Module[Any], options: Serving) -> AsyncIterator[RunningServer]:
+async def running(
+    module: Module[Any], options: Serving, meter: Meter | None = None
+) -> AsyncIterator[RunningServer]:
     """A module server for as long as the context lasts; it is drained at its end.
+
+    Args:
+        meter: what it counts, for whoever asks; None: nothing.
 
     Raises:
         ServeError, CredentialsError, SetupError: it cannot begin.
@@ -228,7 +242,7 @@ async def running(module: Module[Any], options: Serving) -> AsyncIterator[Runnin
     await host.start()
     try:
         await server.start()
-        there = RunningServer(server, host, options)
+        there = RunningServer(server, host, options, meter)
         there.announce()
         try:
             yield there
@@ -311,14 +325,19 @@ def _pipelines(options: Serving, address: str) -> Sequence[str] | None:
 
 
 async def run_server(
-    module: Module[Any], options: Serving, stop: asyncio.Event, *, announce: Announce
+    module: Module[Any],
+    options: Serving,
+    stop: asyncio.Event,
+    *,
+    announce: Announce,
+    meter: Meter | None = None,
 ) -> WorkerEnd:
     """The role: serve until `stop` is set, then drain.
 
     Returns:
         RESTART where too many slots are lost in modules that do not come back.
     """
-    async with running(module, options) as server:
+    async with running(module, options, meter) as server:
         announce(f"module server of {server.name!r} {READY}: {server.address}")
         while not stop.is_set() and not server.exhausted:
             with contextlib.suppress(TimeoutError):
@@ -327,26 +346,6 @@ async def run_server(
         if stop.is_set():
             return WorkerEnd.DRAINED
     return WorkerEnd.RESTART
-
-
-def join(host: str, port: int) -> str:
-    """An address as gRPC takes it."""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-
-
-def advertised(host: str, port: int, advertise: str | None) -> str:
-    """The address to announce. Raises ServeError."""
-    if advertise is None:
-        return join(socket.gethostname() if host in WILDCARDS else host, port)
-    name, colon, number = advertise.rpartition(":")
-    if not colon or advertise.endswith("]"):
-        return join(advertise, port)
-    if not name or not number.isdigit():
-        raise ServeError(
-            f"the address to advertise is {advertise!r}; expected HOST:PORT, or HOST for the port "
-            f"that the server listens at"
-        )
-    return advertise
 
 
 async def run_servers(
@@ -386,13 +385,7 @@ def plan_servers(options: Serving, workers: int, token_file: str | None) -> list
     for number in range(workers):
         own = ["--port", options.port and options.port + number]
         if options.advertise is not None:
-            own += ["--advertise", _next_address(options.advertise, number)]
+            own += ["--advertise", next_address(options.advertise, number)]
         arguments = ("serve", options.target, *shared, *own)
         children.append(Child(f"server {number + 1}", tuple(str(each) for each in arguments)))
     return children
-
-
-def _next_address(advertise: str, number: int) -> str:
-    """The address to announce of a server some ports on."""
-    host, _, port = advertised("", 0, advertise).rpartition(":")
-    return f"{host}:{int(port) + number}" if int(port) else host

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -15,6 +13,7 @@ from broker_pipeline.broker import jetstream
 from broker_pipeline.broker.lease import Lease
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.client.deploy import require_deployed, require_its_queues
+from broker_pipeline.core.names import status_subject
 from broker_pipeline.errors import (
     BrokerPipelineError,
     LeadershipLostError,
@@ -22,9 +21,12 @@ from broker_pipeline.errors import (
     SnapshotError,
 )
 from broker_pipeline.external.port import RelayFactory
+from broker_pipeline.observe.meter import Meter
+from broker_pipeline.observe.status import Role
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.leader import Leader
 from broker_pipeline.runtime.lifecycle import unless_stopped
+from broker_pipeline.runtime.reporting import process_name, reporter
 from broker_pipeline.runtime.standby import Standby
 from broker_pipeline.runtime.worker import (
     BRIDGE_SLOTS,
@@ -67,14 +69,19 @@ async def run_controller(
     *,
     announce: Announce,
     shard: int = 0,
+    meter: Meter | None = None,
 ) -> None:
     """Compete for the lead of a shard, and lead it; until `stop` is set.
+
+    Args:
+        meter: what it counts, for whoever asks; None: nothing.
 
     Raises:
         BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
         PlanError: the pipeline is not deployed.
     """
-    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    holder = f"{process_name()}-{secrets.token_hex(3)}"
+    status = reporter(Role.CONTROLLER, meter=meter, pipeline=pipeline, holder=holder)
     name = f"bp controller {pipeline}"
     broker: Broker | None = await jetstream.connect(url, reconnect=False, name=name)
     loop = asyncio.get_running_loop()
@@ -90,6 +97,7 @@ async def run_controller(
                 if broker is None:
                     broker = await _connect_or_stop(url, name, stop)
                 if broker is not None:
+                    await broker.answer(status_subject(pipeline), status.answer)
                     standby = Standby(
                         broker, pipeline, shard, holder, trusts_from=trusts_from, announce=announce
                     )
@@ -189,6 +197,7 @@ async def run_worker(
     slots: int | None,
     target: str | None,
     announce: Announce,
+    meter: Meter | None = None,
 ) -> WorkerEnd:
     """Run phases of a pipeline until `stop` is set, then drain.
 
@@ -196,6 +205,7 @@ async def run_worker(
         phases: CONTROLLER.PHASE each; None: all but external ones, which bridges run.
         slots: packages that run at the same time in each phase; None: one a processor.
         target: TARGET, for modules that are isolated in processes.
+        meter: what it counts, for whoever asks; None: nothing.
 
     Raises:
         BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
@@ -205,8 +215,8 @@ async def run_worker(
     bridged = len(chosen) < sum(len(each.phases) for each in pipeline.controllers)
     ready = ", ".join(phases) if phases else "all phases" + " but external ones" * bridged
     return await _run_phases(
-        "worker", url, pipeline, stop, chosen=chosen, slots=slots or default_slots(),
-        target=target, ready=ready, announce=announce,
+        Role.WORKER, url, pipeline, stop, chosen=chosen, slots=slots or default_slots(),
+        target=target, ready=ready, announce=announce, meter=meter,
     )  # fmt: skip
 
 
@@ -218,12 +228,14 @@ async def run_bridge(
     phases: Sequence[str] | None,
     slots: int | None,
     announce: Announce,
+    meter: Meter | None = None,
 ) -> WorkerEnd:
     """Relay packages of external phases to module servers until `stop` is set, then drain.
 
     Args:
         phases: CONTROLLER.PHASE each; None: all external ones.
         slots: packages with servers at most, in each phase; None: BRIDGE_SLOTS.
+        meter: what it counts, for whoever asks; None: nothing.
 
     Raises:
         BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
@@ -236,13 +248,13 @@ async def run_bridge(
         for target in dict.fromkeys(targets_of(phase))
     )
     return await _run_phases(
-        "bridge", url, pipeline, stop, chosen=chosen, slots=slots or BRIDGE_SLOTS,
-        target=None, ready=ready, announce=announce,
+        Role.BRIDGE, url, pipeline, stop, chosen=chosen, slots=slots or BRIDGE_SLOTS,
+        target=None, ready=ready, announce=announce, meter=meter,
     )  # fmt: skip
 
 
 async def _run_phases(
-    role: str,
+    role: Role,
     url: str,
     pipeline: Pipeline,
     stop: asyncio.Event,
@@ -252,6 +264,7 @@ async def _run_phases(
     target: str | None,
     ready: str,
     announce: Announce,
+    meter: Meter | None,
 ) -> WorkerEnd:
     connected = False
 
@@ -269,6 +282,9 @@ async def _run_phases(
         worker = Worker(
             broker, pipeline, chosen, slots=slots, target=target, relays=_relays(broker, chosen)
         )
+        names = [f"{controller.name}.{phase.name}" for controller, phase in chosen]
+        status = reporter(role, meter=meter, pipeline=pipeline.name, phases=names)
+        await broker.answer(status_subject(pipeline.name), status.answer)
         return await worker.run(
             stop, ready=lambda: announce(f"{role} of {pipeline.name!r} {READY}: {ready}")
         )
@@ -282,7 +298,7 @@ def _relays(broker: Broker, chosen: Chosen) -> RelayFactory | None:
         return None
     from broker_pipeline.external.caller import relay_factory
 
-    return relay_factory(broker, caller=f"{socket.gethostname()}-{os.getpid()}")
+    return relay_factory(broker, caller=process_name())
 
 
 async def _close(broker: Broker) -> None:

@@ -21,7 +21,8 @@ from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.errors import ServeError
 from broker_pipeline.external.credentials import channel_credentials, token_metadata
 from broker_pipeline.external.registry import Watch
-from broker_pipeline.runtime.module_server import Serving, advertised, plan_servers
+from broker_pipeline.runtime.addresses import advertised
+from broker_pipeline.runtime.module_server import Serving, plan_servers
 from tests.integration.processes import Role, until
 from tests.integration.served_modules import (
     ERROR,

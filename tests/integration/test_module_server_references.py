@@ -17,8 +17,9 @@ from broker_pipeline.broker.large_payloads import LargePayloads, Reference
 from broker_pipeline.core.names import payload_bucket
 from broker_pipeline.errors import ConnectionLostError, ServeError
 from broker_pipeline.runtime import call_payloads
+from broker_pipeline.runtime.addresses import join
 from broker_pipeline.runtime.call_payloads import CallPayloads
-from broker_pipeline.runtime.module_server import RunningServer, Serving, _pipelines, join
+from broker_pipeline.runtime.module_server import RunningServer, Serving, _pipelines
 from tests.integration.pipelines import distant
 from tests.integration.processes import until
 from tests.integration.served_modules import (
