@@ -95,13 +95,18 @@ class InstanceState:
             sources += [floor for floor in floors if floor is not None]
         return min(sources, default=None)
 
-    def oldest_inside(self) -> int | None:
+    def oldest_by_controller(self) -> list[int | None]:
+        """For each controller the lowest id of the packages in it, or None; empty where all are."""
+        if not self.inside:
+            return []
+        return [min(state.ids_inside(), default=None) for state in self.controllers]
+
+    def oldest_inside(self, by_controller: list[int | None]) -> int | None:
         """The lowest id of the packages that are inside, or will be; None where there is none."""
         ids = [event.stream_seq for event in self.parked]
         for producer in self.producers.values():
             ids += [held.stream_seq for held in producer.held.values()]
-        for state in self.controllers if self.inside else ():
-            ids += state.ids_inside()
+        ids += [oldest for oldest in by_controller if oldest is not None]
         return min(ids, default=None)
 
     def dump(self) -> InstanceSnapshot:

@@ -14,14 +14,7 @@ from collections import OrderedDict
 from broker_pipeline.core.ages import Ages, deadline_of
 from broker_pipeline.core.commands import Command, Dispatch, Emit, Entered, Left, PackageRef, Stamp
 from broker_pipeline.core.controller import Ticket
-from broker_pipeline.core.events import (
-    Arrived,
-    Closed,
-    Completed,
-    Deployed,
-    Event,
-    Opened,
-)
+from broker_pipeline.core.events import Arrived, Closed, Completed, Deployed, Event, Opened
 from broker_pipeline.core.instance import InstanceState
 from broker_pipeline.core.oldest import Oldest
 from broker_pipeline.core.plan import Plan, unfollowable
@@ -107,6 +100,11 @@ class Machine:
             self._oldest.note(token, self.instances.get(token))
         early = [event.stream_seq for event in self.unplanned]
         return self._oldest.source(early), self._oldest.inside(early)
+
+    def oldest_by_controller(self) -> list[int | None]:
+        """For each controller the lowest id of the packages in it; None where there is none."""
+        self.oldest()  # looks at what has changed
+        return self._oldest.in_controllers(len(self.tallies.controllers))
 
     def fill(self, instances: list[InstanceState]) -> None:
         """Take in what was stored, into an empty machine."""

@@ -22,6 +22,7 @@ from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.names import HEADER_MSG_ID, Subjects, stream_name
 from broker_pipeline.errors import LeadershipLostError, PayloadTooLargeError, SnapshotError
 from broker_pipeline.journey import NS
+from broker_pipeline.runtime.leader_meter import LeaderMeter
 from broker_pipeline.runtime.lifecycle import unless_stopped
 from broker_pipeline.runtime.oversize import instead, moved_out
 from broker_pipeline.runtime.payloads import WaitingMessages
@@ -58,6 +59,7 @@ class Leader:
         ready: called when the leader knows what its predecessor published, and goes on from there.
         is_held: whether the lease is: what was read while it was not may have gaps, which another
             leader has purged.
+        meter: counts what it does; None: nothing does.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Leader:
         now_ns: Callable[[], int],
         ready: Callable[[Leader], None] = lambda leader: None,
         is_held: Callable[[], bool] = lambda: True,
+        meter: LeaderMeter | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.shard = shard
@@ -77,6 +80,9 @@ class Leader:
         self._now_ns = now_ns
         self._ready = ready
         self._is_held = is_held
+        self._meter = meter
+        self._behind = False
+        self._newest: Message | None = None
         self._subjects = Subjects(pipeline, shard)
         self._stream = stream_name(pipeline, shard)
         self._snapshots = SnapshotStore(broker, pipeline, shard)
@@ -100,6 +106,16 @@ class Leader:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Lead until `stop` is set, then store a snapshot and return. Raises on any trouble."""
+        if self._meter is None:
+            await self._lead(stop)
+            return
+        self._meter.begins(self)
+        try:
+            await self._lead(stop)
+        finally:
+            self._meter.ends()
+
+    async def _lead(self, stop: asyncio.Event) -> None:
         if not await unless_stopped(stop, self._recover()):
             return
         publisher = self._broker.ordered_publisher(self._stream)
@@ -113,6 +129,7 @@ class Leader:
         await self._require_unpurged()
         housekeeping = asyncio.create_task(self._retention.run(), name=f"keep {self._stream}")
         sweeping = asyncio.create_task(self._sweeper.run(), name=f"sweep {self._stream}")
+        looking = None if self._meter is None else self._meter.looking(self._broker, self)
         watched = (subscription.failed, publisher.failed, self._broker.lost, housekeeping, sweeping)
         stopping = asyncio.ensure_future(stop.wait())
         for future in (*watched, stopping):
@@ -133,9 +150,25 @@ class Leader:
             await self._finish(publisher)
         finally:
             stopping.cancel()
-            for task in (self._saving, self._ticking, housekeeping, sweeping):
+            for task in (self._saving, self._ticking, housekeeping, sweeping, looking):
                 if task is not None:
                     task.cancel()
+
+    # -- what a meter asks ----------------------------------------------------------------------
+    def lag(self) -> tuple[int, float]:
+        """How many messages of the log are not applied yet, and how many seconds ago the first of
+        them that is known was stored, by this machine's clock."""
+        newest, inbox = self._newest, self._inbox
+        messages = len(inbox) + (newest.pending if newest is not None else 0)
+        if not messages or newest is None:
+            return messages, 0.0
+        oldest = inbox[0] if inbox else newest
+        return messages, max(0.0, (self._now_ns() - oldest.time) / NS)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether something was applied that is in no stored snapshot."""
+        return self.machine.applied > self._stored_applied
 
     # -- beginning and end ----------------------------------------------------------------------
     async def _recover(self) -> None:
@@ -150,6 +183,12 @@ class Leader:
             self._published.update(m.headers.get(HEADER_MSG_ID, "") for m in published)
         self._retention.head = self._snapshots.stored
         await self._retention.make_room()
+        if self._meter is not None:
+            behind = await self._broker.next_message(
+                self._stream, self._subjects.ctl, start_seq=applied + 1
+            )
+            self._behind = behind is not None
+            self._meter.recovered(behind=self._behind)
 
     async def _require_unpurged(self) -> None:
         """Raises LeadershipLostError where events behind the snapshot are gone."""
@@ -180,6 +219,7 @@ class Leader:
     # -- the loop -------------------------------------------------------------------------------
     def _arrived(self, message: Message) -> None:
         inbox = self._inbox
+        self._newest = message
         inbox.append(message)
         if len(inbox) == 1:
             self._wake.set()
@@ -201,6 +241,10 @@ class Leader:
             await self._apply(self._inbox.popleft(), publisher)
 
     async def _apply(self, message: Message, publisher: OrderedPublisher) -> None:
+        if self._behind and (not message.pending or message.stream_seq > self._published_until):
+            self._behind = False
+            if self._meter is not None:
+                self._meter.caught_up()
         try:
             event, envelope = read_event(
                 self._subjects,
@@ -254,6 +298,8 @@ class Leader:
                     self._subjects, self._stream, command, envelope, error, self._broker.max_payload
                 )
             await publisher.publish(subject, data, msg_id=msg_id)
+        if self._meter is not None:
+            self._meter.published(plan, command, envelope)
 
     async def _envelope_of(self, stream_seq: int) -> pb.DataPackage:
         message = await self._waiting.take(stream_seq)
@@ -270,7 +316,7 @@ class Leader:
             return
         loop = asyncio.get_running_loop()
         timeout = self._tick_in(loop.time())
-        if self.machine.applied > self._stored_applied and self._saving is None:
+        if self.unsaved and self._saving is None:
             due = max(0.0, next_snapshot - loop.time())
             timeout = due if timeout is None else min(timeout, due)
         handle = loop.call_later(timeout, self._wake.set) if timeout is not None else None
@@ -313,8 +359,11 @@ class Leader:
             saved.result()
         if loop.time() < due and len(self.machine.changed) < snapshot.CHANGED_MAX:
             return due
-        if self.machine.applied > self._stored_applied:
+        if self.unsaved:
+            begun = loop.time()
             await publisher.seal()  # a snapshot claims that the output up to it is stored
+            if self._meter is not None:
+                self._meter.sealed(loop.time() - begun)
             self._saving = asyncio.create_task(
                 self._save(self._snapshots.take(self.machine)), name=f"snapshot {self._stream}"
             )
@@ -327,6 +376,10 @@ class Leader:
         self._wake.set()
 
     async def _save(self, taken: snapshot.Taken) -> None:
+        begun = asyncio.get_running_loop().time()
         await self._snapshots.save(taken)
         self._stored_applied = taken.applied
         self._retention.head = self._snapshots.stored
+        if self._meter is not None:
+            took_s = asyncio.get_running_loop().time() - begun
+            self._meter.saved(took_s, len(taken.head) + sum(map(len, taken.parts)))

@@ -25,6 +25,7 @@ from broker_pipeline.observe.meter import Meter
 from broker_pipeline.observe.status import Role
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.leader import Leader
+from broker_pipeline.runtime.leader_meter import LeaderMeter
 from broker_pipeline.runtime.lifecycle import unless_stopped
 from broker_pipeline.runtime.reporting import process_name, reporter
 from broker_pipeline.runtime.standby import Standby
@@ -70,11 +71,13 @@ async def run_controller(
     announce: Announce,
     shard: int = 0,
     meter: Meter | None = None,
+    instances: int = 0,
 ) -> None:
     """Compete for the lead of a shard, and lead it; until `stop` is set.
 
     Args:
         meter: what it counts, for whoever asks; None: nothing.
+        instances: for how many instances it counts each apart.
 
     Raises:
         BrokerUnavailableError: no broker answers when the role starts. Later it is waited for.
@@ -84,6 +87,7 @@ async def run_controller(
     status = reporter(Role.CONTROLLER, meter=meter, pipeline=pipeline, holder=holder)
     name = f"bp controller {pipeline}"
     broker: Broker | None = await jetstream.connect(url, reconnect=False, name=name)
+    counts = None if meter is None else LeaderMeter(meter, pipeline, shard, instances=instances)
     loop = asyncio.get_running_loop()
     retry_s = RETRY_MIN_S
     trusts_from = loop.time()
@@ -101,7 +105,9 @@ async def run_controller(
                     standby = Standby(
                         broker, pipeline, shard, holder, trusts_from=trusts_from, announce=announce
                     )
-                    await _lead_or_stand_by(broker, standby, pipeline, shard, stop, announce)
+                    await _lead_or_stand_by(
+                        broker, standby, pipeline, shard, stop, announce, counts
+                    )
             except BrokerPipelineError as error:
                 # Crash-only: whatever happened, begin anew with nothing but what is stored.
                 how = f"stands aside for {NEWER_S:g} s" if _is_newer(error) else "begins anew"
@@ -116,6 +122,8 @@ async def run_controller(
                 ending, broker = broker, None
                 await _close(ending)
     finally:
+        if counts is not None:
+            counts.close()
         if broker is not None:
             await _close(broker)
 
@@ -144,6 +152,7 @@ async def _lead_or_stand_by(
     shard: int,
     stop: asyncio.Event,
     announce: Announce,
+    counts: LeaderMeter | None,
 ) -> None:
     """One connection's life: stand by until the shard is free, then lead it until the end."""
     lease = standby.lease
@@ -157,6 +166,7 @@ async def _lead_or_stand_by(
         now_ns=time.time_ns,
         ready=lambda leader: announce(f"leads {pipeline!r} from {leader.machine.applied} on"),
         is_held=lambda: lease.held,
+        meter=counts,
     )
     try:
         await _while_held(lease, leader.run(stop))

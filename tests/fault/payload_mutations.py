@@ -19,7 +19,7 @@ from tests.fault.mutations import Patches, mutation
 @mutation
 def a_sweep_ignores_what_is_inside() -> Patches:
     """As if every package had left that has arrived."""
-    yield InstanceState, "oldest_inside", lambda self: None
+    yield InstanceState, "oldest_inside", lambda self, by_controller: None
 
 
 def _marks(**wrong: int) -> Patches:
