@@ -276,6 +276,12 @@ class CredentialsError(BrokerPipelineError):
     code = "BP514"
 
 
+class MetricsError(BrokerPipelineError):
+    """Metrics cannot be served as it was asked for."""
+
+    code = "BP518"
+
+
 class ClientError(BrokerPipelineError):
     """A client was used in a way that cannot work."""
 

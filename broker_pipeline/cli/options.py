@@ -21,6 +21,22 @@ Url = Annotated[
     str, typer.Option("--url", envvar="NATS_URL", metavar="URL", help="The broker's address.")
 ]
 
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="Serve metrics for Prometheus here, at /metrics; 0 takes a free port, which is said.",
+        show_default="not served",
+    ),
+]
+MetricsHost = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS", help="Where metrics are served; 0.0.0.0: everywhere, as in containers."
+    ),
+]
+
 
 def say(line: str) -> None:
     """A line for the person, or the program, that reads standard output."""

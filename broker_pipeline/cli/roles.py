@@ -10,9 +10,20 @@ from typing import Annotated
 
 import typer
 
-from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
+from broker_pipeline.cli.options import (
+    DEFAULT_URL,
+    MetricsHost,
+    MetricsPort,
+    Target,
+    Url,
+    note,
+    say,
+)
+from broker_pipeline.observe.metering import DEFAULT_HOST, Exposure, metering
 
 DEFAULT_PORT = 4222
+INSTANCES_MAX = 10_000
+"""Of an instance six series: with more a scrape takes longer than it should."""
 
 
 def register(app: typer.Typer) -> None:
@@ -52,10 +63,13 @@ def up(
         ),
     ] = 1,
     slots: Slots = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
     """Run everything on this machine: a broker, controllers, workers and bridges.
 
-    Module servers that a pipeline needs are started apart from it.
+    Module servers that a pipeline needs are started apart from it. With --metrics-port each process
+    serves its own metrics, on ports from there on; each says which.
 
     Prints `broker: nats://...`, and `ready` when all of them are. Ctrl-C drains.
 
@@ -71,6 +85,7 @@ def up(
             store=store,
             workers=workers,
             slots=slots,
+            exposure=Exposure(metrics_port, metrics_host),
             stop=stop,
             announce=say,
         )
@@ -78,7 +93,20 @@ def up(
     run_until_signal(run, hint=DRAINING)
 
 
-def controller(target: Target, url: Url = DEFAULT_URL) -> None:
+def controller(
+    target: Target,
+    url: Url = DEFAULT_URL,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = DEFAULT_HOST,
+    metrics_instances: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=INSTANCES_MAX,
+            help="Count each of so many instances apart; the rest is instance='(other)'.",
+        ),
+    ] = 0,
+) -> None:
     """Lead a pipeline, or stand by to take over; start as many as you like.
 
     Deploys the pipeline if nothing of it is deployed yet.
@@ -98,7 +126,16 @@ def controller(target: Target, url: Url = DEFAULT_URL) -> None:
             line = await deploy_if_absent(client.broker, pipeline, target)
         if line:
             note(line)
-        await run_controller(url, pipeline.name, stop, announce=once_ready(say))
+        exposure = Exposure(metrics_port, metrics_host)
+        async with metering(exposure, role="controller", announce=say) as meter:
+            await run_controller(
+                url,
+                pipeline.name,
+                stop,
+                announce=once_ready(say),
+                meter=meter,
+                instances=metrics_instances,
+            )
 
     run_until_signal(run, hint=DRAINING)
 
@@ -116,6 +153,8 @@ def worker(
     ] = None,
     slots: Slots = None,
     url: Url = DEFAULT_URL,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
     """Run the modules of a pipeline; start as many as the load needs.
 
@@ -134,15 +173,18 @@ def worker(
     choose(pipeline, phases)  # a name that is none is refused before anything is connected
 
     async def run(stop: asyncio.Event) -> WorkerEnd:
-        return await run_worker(
-            url,
-            pipeline,
-            stop,
-            phases=phases or None,
-            slots=slots,
-            target=target,
-            announce=once_ready(say),
-        )
+        exposure = Exposure(metrics_port, metrics_host)
+        async with metering(exposure, role="worker", announce=say) as meter:
+            return await run_worker(
+                url,
+                pipeline,
+                stop,
+                phases=phases or None,
+                slots=slots,
+                target=target,
+                announce=once_ready(say),
+                meter=meter,
+            )
 
     _begin_anew_after(run_until_signal(run, hint=DRAINING), "worker")
 
@@ -165,6 +207,8 @@ def bridge(
         ),
     ] = None,
     url: Url = DEFAULT_URL,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
     """Relay packages to module servers; start as many as the load needs.
 
@@ -183,9 +227,17 @@ def bridge(
     choose_external(pipeline, phases)  # refused before anything is connected
 
     async def run(stop: asyncio.Event) -> WorkerEnd:
-        return await run_bridge(
-            url, pipeline, stop, phases=phases or None, slots=slots, announce=once_ready(say)
-        )
+        exposure = Exposure(metrics_port, metrics_host)
+        async with metering(exposure, role="bridge", announce=say) as meter:
+            return await run_bridge(
+                url,
+                pipeline,
+                stop,
+                phases=phases or None,
+                slots=slots,
+                announce=once_ready(say),
+                meter=meter,
+            )
 
     _begin_anew_after(run_until_signal(run, hint=DRAINING), "bridge")
 

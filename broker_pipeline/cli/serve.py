@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from broker_pipeline.cli.options import note, say
+from broker_pipeline.cli.options import MetricsHost, MetricsPort, note, say
+from broker_pipeline.observe.metering import DEFAULT_HOST, Exposure, metering
 
 PORT_MAX = 65535
 
@@ -108,10 +109,13 @@ def serve(
     client_ca: ClientCa = None,
     token_file: TokenFile = None,
     pipelines: Pipelines = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
     """Serve a module behind gRPC, for pipelines that call it as an ExternalModule.
 
-    SIGTERM and Ctrl-C drain: what runs is finished, the rest goes to other servers.
+    SIGTERM and Ctrl-C drain: what runs is finished, the rest goes to other servers. Of several
+    processes each serves its own metrics, on ports from --metrics-port on.
 
     Example: broker-pipeline serve examples.shout:Upper --port 50051
 
@@ -141,11 +145,16 @@ def serve(
         target=target,
     )
 
+    exposure = Exposure(metrics_port, metrics_host)
+
     async def run(stop: asyncio.Event) -> WorkerEnd:
         if workers > 1:
-            await run_servers(options, workers, stop, token_file=token_file, announce=say)
+            await run_servers(
+                options, workers, stop, token_file=token_file, exposure=exposure, announce=say
+            )
             return WorkerEnd.DRAINED
-        return await run_server(module, options, stop, announce=once_ready(say))
+        async with metering(exposure, role="server", announce=say) as meter:
+            return await run_server(module, options, stop, announce=once_ready(say), meter=meter)
 
     if run_until_signal(run, hint=DRAINING) is WorkerEnd.RESTART:
         note("too many slots are lost in modules that do not come back: the server begins anew")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -360,10 +361,10 @@ class Leader:
         if loop.time() < due and len(self.machine.changed) < snapshot.CHANGED_MAX:
             return due
         if self.unsaved:
-            begun = loop.time()
+            begun_ns = time.monotonic_ns()
             await publisher.seal()  # a snapshot claims that the output up to it is stored
             if self._meter is not None:
-                self._meter.sealed(loop.time() - begun)
+                self._meter.sealed(time.monotonic_ns() - begun_ns)
             self._saving = asyncio.create_task(
                 self._save(self._snapshots.take(self.machine)), name=f"snapshot {self._stream}"
             )
@@ -376,10 +377,10 @@ class Leader:
         self._wake.set()
 
     async def _save(self, taken: snapshot.Taken) -> None:
-        begun = asyncio.get_running_loop().time()
+        begun_ns = time.monotonic_ns()
         await self._snapshots.save(taken)
         self._stored_applied = taken.applied
         self._retention.head = self._snapshots.stored
         if self._meter is not None:
-            took_s = asyncio.get_running_loop().time() - begun
-            self._meter.saved(took_s, len(taken.head) + sum(map(len, taken.parts)))
+            size = len(taken.head) + sum(map(len, taken.parts))
+            self._meter.saved(time.monotonic_ns() - begun_ns, size)

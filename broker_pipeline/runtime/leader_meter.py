@@ -18,7 +18,7 @@ from broker_pipeline.core.commands import Command, Dispatch, Entered
 from broker_pipeline.core.plan import Plan
 from broker_pipeline.core.tallies import OUTCOMES, Tally
 from broker_pipeline.errors import BrokerError, ConnectionLostError
-from broker_pipeline.journey import NS, Outcome
+from broker_pipeline.journey import Outcome
 from broker_pipeline.observe import catalogue
 from broker_pipeline.observe.meter import Histogram, Meter, Metric, Sample
 from broker_pipeline.runtime.leader_looks import LOOK_EVERY_S, Looks
@@ -120,13 +120,13 @@ class LeaderMeter:
             times.waited_in.observe(record.input_waiting_time_ns)
             times.waited_out.observe(record.output_waiting_time_ns)
 
-    def sealed(self, seconds: float) -> None:
+    def sealed(self, took_ns: int) -> None:
         """The broker has confirmed all that was published."""
-        self._sealed.observe(round(seconds * NS))
+        self._sealed.observe(took_ns)
 
-    def saved(self, seconds: float, size: int) -> None:
-        """A snapshot is stored."""
-        self._saved.observe(round(seconds * NS))
+    def saved(self, took_ns: int, size: int) -> None:
+        """A snapshot is stored, of so many bytes."""
+        self._saved.observe(took_ns)
         self._snapshot_bytes = size
         self._saved_at = asyncio.get_running_loop().time()
 

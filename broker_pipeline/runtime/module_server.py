@@ -22,6 +22,7 @@ from broker_pipeline.external.credentials import (
 from broker_pipeline.external.server import HEARTBEAT_S, ModuleServer
 from broker_pipeline.modules import Module
 from broker_pipeline.observe.meter import Meter
+from broker_pipeline.observe.metering import NOT_EXPOSED, Exposure
 from broker_pipeline.observe.status import Role
 from broker_pipeline.pipeline import NAME
 from broker_pipeline.runtime.addresses import advertised, join, next_address
@@ -354,16 +355,19 @@ async def run_servers(
     stop: asyncio.Event,
     *,
     token_file: str | None,
+    exposure: Exposure,
     announce: Announce,
 ) -> None:
     """Several servers of `options.target` as processes, until `stop` is set; one that dies is
     started again. Raises ChildFailedError, ServeError."""
-    children = plan_servers(options, workers, token_file)
+    children = plan_servers(options, workers, token_file, exposure)
     await Supervisor(children, None, announce).run(stop)
 
 
-def plan_servers(options: Serving, workers: int, token_file: str | None) -> list[Child]:
-    """Which processes to start: each on the next port. Raises ServeError."""
+def plan_servers(
+    options: Serving, workers: int, token_file: str | None, exposure: Exposure = NOT_EXPOSED
+) -> list[Child]:
+    """Which processes to start: each on the next ports. Raises ServeError."""
     if options.port + workers - 1 > PORT_MAX:
         raise ServeError(
             f"{workers} servers from port {options.port} on would need ports above {PORT_MAX}; "
@@ -386,6 +390,6 @@ def plan_servers(options: Serving, workers: int, token_file: str | None) -> list
         own = ["--port", options.port and options.port + number]
         if options.advertise is not None:
             own += ["--advertise", next_address(options.advertise, number)]
-        arguments = ("serve", options.target, *shared, *own)
+        arguments = ("serve", options.target, *shared, *own, *exposure.arguments(number))
         children.append(Child(f"server {number + 1}", tuple(str(each) for each in arguments)))
     return children

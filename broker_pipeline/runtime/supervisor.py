@@ -15,6 +15,7 @@ from broker_pipeline.broker import jetstream
 from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.client.deploy import deploy
 from broker_pipeline.errors import ChildFailedError
+from broker_pipeline.observe.metering import NOT_EXPOSED, Exposure
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.lifecycle import SUPERVISED, unless_stopped
 from broker_pipeline.runtime.roles import READY, STANDS_BY, Announce
@@ -38,26 +39,33 @@ class Child:
 
 
 def plan_children(
-    pipelines: Sequence[tuple[str, Pipeline]], *, workers: int, slots: int | None
+    pipelines: Sequence[tuple[str, Pipeline]],
+    *,
+    workers: int,
+    slots: int | None,
+    exposure: Exposure = NOT_EXPOSED,
 ) -> list[Child]:
     """Which processes to start for `(target, pipeline)` pairs.
 
     Every pipeline gets a controller, `workers` workers where anything runs in them, and a bridge
-    where it has external phases. `slots` are those of the workers.
+    where it has external phases. `slots` are those of the workers. Metrics are served by each on a
+    port of its own, in the order of the children.
     """
-    children = []
+    children: list[Child] = []
+
+    def add(name: str, *arguments: str) -> None:
+        children.append(Child(name, (*arguments, *exposure.arguments(len(children)))))
+
     for target, pipeline in pipelines:
-        children.append(Child(f"controller of {pipeline.name}", ("controller", target)))
+        add(f"controller of {pipeline.name}", "controller", target)
         options = () if slots is None else ("--slots", str(slots))
         phases = [phase for each in pipeline.controllers for phase in each.phases]
         if any(phase.external for phase in phases):
-            children.append(Child(f"bridge of {pipeline.name}", ("bridge", target)))
+            add(f"bridge of {pipeline.name}", "bridge", target)
         if all(phase.external for phase in phases):
             continue
         for number in range(1, workers + 1):
-            children.append(
-                Child(f"worker {number} of {pipeline.name}", ("worker", target, *options))
-            )
+            add(f"worker {number} of {pipeline.name}", "worker", target, *options)
     return children
 
 
@@ -68,6 +76,7 @@ async def run_up(
     store: Path | None,
     workers: int,
     slots: int | None,
+    exposure: Exposure = NOT_EXPOSED,
     stop: asyncio.Event,
     announce: Announce,
 ) -> None:
@@ -89,7 +98,7 @@ async def run_up(
                 await deploy(broker, pipeline)
         finally:
             await broker.close()
-        children = plan_children(pipelines, workers=workers, slots=slots)
+        children = plan_children(pipelines, workers=workers, slots=slots, exposure=exposure)
         supervisor = Supervisor(children, server.url, announce)
         ending = asyncio.Event()
 
