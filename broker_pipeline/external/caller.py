@@ -10,22 +10,19 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-import grpc
-
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline._proto.v1 import module_service_pb2 as service
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.external import endings
 from broker_pipeline.external.calls import Call
 from broker_pipeline.external.checking import takes
-from broker_pipeline.external.credentials import channel_credentials, token_metadata
-from broker_pipeline.external.endpoints import Endpoint, Place, Session, Terms
+from broker_pipeline.external.credentials import call_metadata, channel_credentials
+from broker_pipeline.external.endpoints import Endpoint, Place, Terms
 from broker_pipeline.external.finding import Finder, LookUp, look_up
 from broker_pipeline.external.fitting import Fitting
-from broker_pipeline.external.links import StreamSession
 from broker_pipeline.external.picking import MORE_MIN, Health, Standing, pick
-from broker_pipeline.external.port import Answer, RelayFactory, WithdrawnError
-from broker_pipeline.external.unary import UnarySession
+from broker_pipeline.external.port import Answer, RelayFactory, RelayState, WithdrawnError
+from broker_pipeline.external.sessions import open_session, state_of
 from broker_pipeline.modules import ExternalModule
 
 log = logging.getLogger(__name__)
@@ -71,10 +68,10 @@ class ServerRelay:
         self._idempotent = module.options.idempotent
         self._fitting = Fitting(module, broker, tend=self._tend, done=self._fitted)
         self._finder = Finder(module, broker, self._found, lookup)
-        metadata = (*token_metadata(module.options.token), ("bp-caller", _ascii(caller)))
+        metadata = call_metadata(module.options.token, caller)
         self._terms = Terms(
             module.name, module.stateful, self._idempotent, module.options.method, metadata, self,
-            _open,
+            open_session,
         )  # fmt: skip
         self._endpoints: dict[str, Endpoint] = {}
         self._leaving: set[Endpoint] = set()
@@ -85,7 +82,7 @@ class ServerRelay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadline_ns: int | None = None
         self._swept_ns = 0
-        self._told = 0
+        self._told = self._repeats = self._ejections = 0
         self._taken = False  # some room, since it was told
         self._closed = self._withdrawn = False
         self._failed: BaseException | None = None
@@ -183,6 +180,10 @@ class ServerRelay:
     def failed(self) -> BaseException | None:
         """See `Relay.failed`."""
         return self._failed
+
+    def state(self) -> RelayState:
+        """See `Relay.state`."""
+        return state_of(self._standings, self._calls, self._repeats, self._ejections)
 
     def _let_go(self, call: Call) -> None:
         """Nothing of it stays anywhere."""
@@ -299,6 +300,7 @@ class ServerRelay:
         if self._withdrawn:
             self._finish(call, WithdrawnError())
             return
+        self._repeats += begun
         call.avoid = endpoint.standing
         call.since_ns = time.monotonic_ns()
         self._waiting.appendleft(call)
@@ -328,6 +330,7 @@ class ServerRelay:
 
     def lost(self) -> None:
         """See `Owner.lost`."""
+        self._ejections += 1
         self._finder.hurry()
 
     # -- servers --------------------------------------------------------------------------------
@@ -388,12 +391,3 @@ class ServerRelay:
 
     def _end_of(self, call: Call, what: str) -> Exception:
         return endings.end_of(self._module, call, list(self._endpoints.values()), what)
-
-
-def _open(endpoint: Endpoint, channel: grpc.aio.Channel, unary: bool) -> Session:
-    return UnarySession(endpoint, channel) if unary else StreamSession(endpoint, channel)
-
-
-def _ascii(text: str) -> str:
-    """As metadata may hold it."""
-    return text.encode("ascii", "backslashreplace").decode().strip() or "?"

@@ -86,6 +86,12 @@ def token_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else ((TOKEN_KEY, f"{_TOKEN_PREFIX}{token}"),)
 
 
+def call_metadata(token: str | None, caller: str) -> tuple[tuple[str, str], ...]:
+    """What each call carries: the token, where there is one, and who calls."""
+    name = caller.encode("ascii", "backslashreplace").decode().strip() or "?"
+    return (*token_metadata(token), ("bp-caller", name))
+
+
 def channel_options(tls: Tls | None = None) -> Options:
     """Options of every channel to a module server."""
     options: Options = [

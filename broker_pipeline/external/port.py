@@ -32,6 +32,28 @@ class Answer:
     received_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """How the way to a module's servers stands.
+
+    Attributes:
+        servers: how many there are by state: `good`, `full` (they have what they take), `away`
+            (they take none, or are not reached), `ejected`, `probing`.
+        calls: packages that are on their way.
+        sent: those among them that a server has.
+        credit: how many packages the servers take at once.
+        repeats: packages given to another server, so far, for one that had them failed.
+        ejections: how often a server was ejected, so far.
+    """
+
+    servers: dict[str, int]
+    calls: int
+    sent: int
+    credit: int
+    repeats: int
+    ejections: int
+
+
 class Relay(Protocol):
     """The way of one `ExternalModule` to its servers. All on the event loop that made it."""
 
@@ -79,6 +101,9 @@ class Relay(Protocol):
     @property
     def failed(self) -> BaseException | None:
         """What nobody foresaw and ended its work: its calls raise it, and there is never room."""
+
+    def state(self) -> RelayState:
+        """How it stands now; to be asked now and then."""
 
     async def close(self) -> None:
         """Let go of the servers; calls that are outstanding end with an error."""

@@ -183,7 +183,7 @@ MODULE_PROCESSING = _gauge(
     "module_processing", "Packages that are in it now, and wait for nothing.", *_MODULE
 )
 MODULE_WAITING = _gauge(
-    "module_waiting_in", "Packages that wait for its mutex, batch or server now.", *_MODULE
+    "module_waiting_in", "Packages that wait for its mutex or batch now.", *_MODULE
 )
 MODULE_TIME = _times("module_time", "From entry to end, by outcome.", *_MODULE, "outcome")
 MODULE_WAITED = _times(
@@ -218,9 +218,12 @@ STATES_RERUN = _counter(
 )
 STATES_STORED = _counter("states_stored", "States that were stored.", *_PHASE)
 
-_RELAY = ("pipeline", "module", "target")
+_RELAY = (*_MODULE, "target")
 RELAY_SERVERS = _gauge(
-    "relay_servers", "Module servers, by state: good, ejected, probing, full.", *_RELAY, "state"
+    "relay_servers",
+    "Module servers, by state: good, full, away, ejected, probing.",
+    *_RELAY,
+    "state",
 )
 RELAY_CALLS = _gauge("relay_calls", "Packages that are on their way to servers or back.", *_RELAY)
 RELAY_SENT = _gauge("relay_sent", "Those of them that servers have.", *_RELAY)

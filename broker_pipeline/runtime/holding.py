@@ -43,6 +43,11 @@ class Holding:
         """Whether the broker has no room: take nothing more."""
         return bool(self._held)
 
+    @property
+    def count(self) -> int:
+        """How many results are held."""
+        return len(self._held)
+
     def hold(self, error: BaseException, send: Send, ended: Callable[[Ack], None]) -> bool:
         """Hold a result if that is what its error asks for.
 

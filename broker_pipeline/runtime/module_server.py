@@ -221,7 +221,7 @@ async def running(
     pipelines = _pipelines(options, address)
     host = ExecutorHost(
         module, slots=slots, name=options.name, target=options.target,
-        references=options.announce is not None, pipelines=pipelines,
+        references=options.announce is not None, pipelines=pipelines, meter=meter,
     )  # fmt: skip
     server = ModuleServer(
         host,

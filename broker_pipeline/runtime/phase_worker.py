@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
@@ -21,6 +21,8 @@ from broker_pipeline.core.plan import lanes_in
 from broker_pipeline.errors import MalformedPackageError
 from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.journey import Status
+from broker_pipeline.observe import catalogue
+from broker_pipeline.observe.meter import Meter, Sample
 from broker_pipeline.package import DataPackage, parse_envelope
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.ages import Ages
@@ -29,6 +31,7 @@ from broker_pipeline.runtime.execution.program import in_servers
 from broker_pipeline.runtime.failures import Failures
 from broker_pipeline.runtime.lanes import Lanes
 from broker_pipeline.runtime.loading import Loading
+from broker_pipeline.runtime.phase_meter import PhaseMeter
 from broker_pipeline.runtime.preparing import Preparing
 from broker_pipeline.runtime.results import Here, Results
 from broker_pipeline.runtime.states import StateKeeper, States
@@ -52,6 +55,7 @@ class PhaseWorker:
         target: the pipeline's TARGET, for modules that are isolated in processes.
         relays: makes what calls module servers; None: no module of the phase is external.
         suspects_turn: shared by the phases of a process; None: the phase is alone in it.
+        meter: counts what it does; None: nothing does.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class PhaseWorker:
         shard: int = 0,
         relays: RelayFactory | None = None,
         suspects_turn: asyncio.Lock | None = None,
+        meter: Meter | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.name = f"{controller.name}.{phase.name}"
@@ -90,17 +95,10 @@ class PhaseWorker:
         self._lanes: Lanes | None = None
         self._here: dict[int, Here] = {}
         self._results = Results(
-            broker,
-            self._subjects,
-            controller,
-            phase,
-            failures=self._failures,
-            states=self._states,
-            loading=self._loading,
-            gone=self._gone,
-            done=self._done,
-            room=self._ask_soon,
-        )
+            broker, self._subjects, controller, phase,
+            failures=self._failures, states=self._states, loading=self._loading,
+            gone=self._gone, done=self._done, room=self._ask_soon,
+        )  # fmt: skip
         self._suspects = Suspects(
             broker,
             pipeline.name,
@@ -124,6 +122,28 @@ class PhaseWorker:
         self._subscription: Subscription | None = None
         self._asking = self._draining = False
         self._emptied = asyncio.Event()
+        self._meter: PhaseMeter | None = None
+        if meter is not None:
+            self._measure(meter, pipeline.name)
+
+    def _measure(self, meter: Meter, pipeline: str) -> None:
+        labels = (pipeline, self._controller, self._phase.name)
+        self._meter = self._results.meter = PhaseMeter(
+            meter, labels, self._executor.program, partial(self._samples, labels)
+        )
+        self._executor.count_batches(self._meter.sizes_of)
+        self._executor.relays.count(meter, pipeline)
+
+    def _samples(self, labels: tuple[str, ...]) -> Iterator[Sample]:
+        """What is known at a reading beside what was counted."""
+        yield catalogue.PHASE_HERE.sample(*labels, value=len(self._here))
+        yield catalogue.PHASE_HELD.sample(*labels, value=self._results.held)
+        yield catalogue.PHASE_SLOTS.sample(*labels, value=self._executor.slots)
+        yield catalogue.PHASE_LOST_SLOTS.sample(*labels, value=self._executor.lost_slots)
+        if self._states is not None:
+            yield catalogue.STATES_HELD.sample(*labels, value=self._states.held)
+            yield catalogue.STATES_RERUN.sample(*labels, value=self._states.caught_up)
+            yield catalogue.STATES_STORED.sample(*labels, value=self._states.stored)
 
     @property
     def exhausted(self) -> bool:
@@ -187,6 +207,8 @@ class PhaseWorker:
     async def close(self) -> None:
         """Tear the modules down."""
         await self._executor.close()
+        if self._meter is not None:
+            self._meter.close()
 
     async def _drain(self, subscription: Subscription) -> None:
         """Take no more, give back what has not begun, finish the rest."""
@@ -219,6 +241,8 @@ class PhaseWorker:
         for job in self._executor.withdraw():
             if isinstance(job.token, Here) and gone(job.token.token):
                 not_begun.append(job.token)
+                if self._meter is not None:
+                    self._meter.given_back(job)
             elif not (isinstance(job.token, asyncio.Future) and job.token.done()):
                 self._executor.submit([job])
         for here in not_begun:
@@ -234,6 +258,8 @@ class PhaseWorker:
             return
         here = Here(message, message.subject.rpartition(".")[2], asyncio.get_running_loop().time())
         self._here[message.stream_seq] = here
+        if self._meter is not None:
+            self._meter.came(here)
         self._quota -= 1
         if self._quota == 0 and self._external and self._subscription is not None:
             self._subscription.set_credit(0)  # until `_ask`: another bridge's servers may have room
@@ -268,15 +294,22 @@ class PhaseWorker:
     def _submit(self, here: Here, envelope: pb.DataPackage, states: States | None) -> None:
         if self._ages.too_old(envelope):
             self._failures.pass_over(envelope)
+            if self._meter is not None:
+                self._meter.passed_over.value += 1
             job = Job(DataPackage.wrap(envelope), here, None)
             self._results.put(Finished(job, envelope, Status.OUTDATED, None))
             return
         gate = None if here.attempt is None else partial(self._suspects.admit, here)
-        self._executor.submit([Job(DataPackage.wrap(envelope, self._types), here, states, gate)])
+        job = Job(DataPackage.wrap(envelope, self._types), here, states, gate)
+        if self._meter is not None:
+            self._meter.submitted(job)
+        self._executor.submit([job])
 
     # -- out ------------------------------------------------------------------------------------
     def _finished(self, finished: list[Finished]) -> None:
         for each in finished:
+            if self._meter is not None:
+                self._meter.finished(each)
             token = each.job.token
             if isinstance(token, asyncio.Future):
                 if not token.done():

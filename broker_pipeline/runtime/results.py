@@ -24,6 +24,7 @@ from broker_pipeline.runtime.stored_states import ToStore
 
 if TYPE_CHECKING:
     from broker_pipeline.runtime.loading import Fetched, Loading
+    from broker_pipeline.runtime.phase_meter import PhaseMeter
     from broker_pipeline.runtime.suspects import Attempt
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,19 @@ class Here:
     Attributes:
         fetched: its large payload as it came; None where the payload was in the message.
         as_it_came: it goes on with what the message held, for what was made of it fits nowhere.
+        came_ns: when it came, on `time.monotonic_ns`; like `sent_ns`, for whoever measures only.
+        sent_ns: when its result was sent.
     """
 
-    __slots__ = ("as_it_came", "attempt", "fetched", "message", "new_state", "since", "token")
+    __slots__ = (
+        "as_it_came", "attempt", "came_ns", "fetched", "message", "new_state", "sent_ns", "since",
+        "token",
+    )  # fmt: skip
 
     def __init__(self, message: Message, token: str, since: float) -> None:
         self.as_it_came = False
         self.attempt: Attempt | None = None
+        self.came_ns = self.sent_ns = 0
         self.fetched: Fetched | None = None
         self.message = message
         self.new_state: ToStore | None = None
@@ -57,6 +64,9 @@ class Results:
         gone: takes a package that is not here any more, whatever became of it.
         done: called with the instance when a package of it is done with, for good.
         room: called when the broker, which had no room for results, has room again.
+
+    Attributes:
+        meter: counts what it does; None: nothing does.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class Results:
         following = controller.phases[names.index(phase.name) + 1 :]
         self._next_phase = following[0].name if following else None
         self._next_lanes = lanes_in(following[0]) if following else 0
+        self.meter: PhaseMeter | None = None
         # Both hold at most what was delivered: `wanted` of the executor bounds that.
         self._results: asyncio.Queue[Finished] = asyncio.Queue()
         self._stored: asyncio.Queue[Here] = asyncio.Queue()
@@ -97,6 +108,11 @@ class Results:
     def full(self) -> bool:
         """Whether the broker has no room for results: take nothing more."""
         return self._holding.full or self._loading.full
+
+    @property
+    def held(self) -> int:
+        """How many results it holds, for which the broker has no room."""
+        return self._holding.count
 
     def put(self, finished: Finished) -> None:
         """Publish it, and so on."""
@@ -174,6 +190,8 @@ class Results:
             subject = self._subjects.completion(controller, here.token)
             msg_id = completion_id(envelope.id, controller)
         send = partial(self._broker.start_publish, subject, data, msg_id=msg_id)
+        if self.meter is not None:
+            self.meter.sent(here)
         (await send()).add_done_callback(partial(self._acknowledged, here, send))
 
     def _acknowledged(self, here: Here, send: Send, ack: asyncio.Future[PubAck]) -> None:
@@ -181,6 +199,8 @@ class Results:
             return
         error = ack.exception()
         if error is None:
+            if self.meter is not None:
+                self.meter.published(here)
             if self._states is None:
                 pass
             elif ack.result().duplicate:
@@ -204,6 +224,8 @@ class Results:
         while True:
             here = await self._stored.get()
             await self._broker.ack(here.message)
+            if self.meter is not None:
+                self.meter.acked(here)
             if here.new_state is not None and self._states is not None:
                 if self._states.is_large(here.new_state):
                     self._store_beside(self._states, here.token, here.new_state)

@@ -290,8 +290,9 @@ async def _run_phases(
         await require_deployed(broker, pipeline.name)
         await require_its_queues(broker, pipeline)
         worker = Worker(
-            broker, pipeline, chosen, slots=slots, target=target, relays=_relays(broker, chosen)
-        )
+            broker, pipeline, chosen, slots=slots, target=target, relays=_relays(broker, chosen),
+            meter=meter,
+        )  # fmt: skip
         names = [f"{controller.name}.{phase.name}" for controller, phase in chosen]
         status = reporter(role, meter=meter, pipeline=pipeline.name, phases=names)
         await broker.answer(status_subject(pipeline.name), status.answer)

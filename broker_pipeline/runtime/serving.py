@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
@@ -20,12 +20,15 @@ from broker_pipeline.errors import (
 from broker_pipeline.external.hosting import Call, failed
 from broker_pipeline.journey import STATUS_TO_PB, Status, last_message
 from broker_pipeline.modules import ExternalModule, Module, walk
+from broker_pipeline.observe import catalogue
+from broker_pipeline.observe.meter import Meter, Sample
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.call_payloads import CallPayloads
 from broker_pipeline.runtime.call_states import StateCodec
 from broker_pipeline.runtime.execution.executor import Finished, Job, PhaseExecutor
 from broker_pipeline.runtime.execution.hosted import CONTROLLER, PHASE, shift, tell_errors
+from broker_pipeline.runtime.serving_meter import ServingMeter
 from broker_pipeline.target import load_module, load_target
 
 _SUCCESS = STATUS_TO_PB[Status.SUCCESS]
@@ -75,6 +78,7 @@ class ExecutorHost:
         changed: called when packages have been answered: the window may be another.
         references: whether it will have a broker, to fetch payloads by reference.
         pipelines: of which ones; None: of any.
+        meter: counts what it does; None: nothing does.
 
     Attributes:
         payloads: those that come and go by reference; None: none do.
@@ -90,6 +94,7 @@ class ExecutorHost:
         changed: Callable[[], None] = lambda: None,
         references: bool = False,
         pipelines: Collection[str] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         references = references and (pipelines is None or bool(pipelines))
         pipeline = pipeline_of(module)
@@ -127,6 +132,16 @@ class ExecutorHost:
             deliver=self._finished,
         )
         self.description.capacity = self._executor.slots  # batches take more
+        self._meter = (
+            None if meter is None else ServingMeter(meter, self.description.name, self._samples)
+        )
+
+    def _samples(self) -> Iterator[Sample]:
+        """What is known at a reading beside what was counted."""
+        name, executor = self.description.name, self._executor
+        yield catalogue.SERVER_WINDOW.sample(name, value=self.window if executor.running else 0)
+        yield catalogue.SERVER_SLOTS.sample(name, value=executor.slots)
+        yield catalogue.SERVER_LOST_SLOTS.sample(name, value=executor.lost_slots)
 
     async def start(self) -> None:
         """Set the module up. Raises ServeError, SetupError."""
@@ -144,6 +159,8 @@ class ExecutorHost:
         if self.payloads is not None:
             await self.payloads.close()
         await self._executor.close()
+        if self._meter is not None:
+            self._meter.close()
 
     @property
     def exhausted(self) -> bool:
@@ -173,6 +190,8 @@ class ExecutorHost:
 
     def submit(self, calls: Sequence[Call]) -> None:
         """Run packages, when they have their payload."""
+        if self._meter is not None:
+            self._meter.came(calls)
         if self.payloads is None:
             self._run(calls)
             return
@@ -200,6 +219,8 @@ class ExecutorHost:
     def drop(self, call: Call) -> None:
         """Not begun, it leaves with its payload at once; running, its result is dropped."""
         call.over = True
+        if self._meter is not None:
+            self._meter.given_up(call)
         if self.payloads is not None:
             self.payloads.drop(call)
         if call.work is None:
@@ -223,6 +244,8 @@ class ExecutorHost:
         left = [call for call in calls if not call.over]
         for call in calls:
             call.over, call.work = True, None
+            if self._meter is not None:
+                self._meter.given_up(call)
             self._unwanted.discard(call)
             self._let_go(call)
         return left
@@ -265,6 +288,8 @@ class ExecutorHost:
     def _answer(self, call: Call, response: service.RunResponse) -> None:
         call.over = True
         call.work = None
+        if self._meter is not None:
+            self._meter.answered(call, response)
         call.answered(call, response)
 
     def _response(self, call: Call, finished: Finished) -> service.RunResponse:

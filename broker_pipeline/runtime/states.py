@@ -90,7 +90,12 @@ Rerun = Callable[[pb.DataPackage, States], Awaitable[States | None]]
 
 
 class StateKeeper:
-    """The states of one phase's instances in one worker process."""
+    """The states of one phase's instances in one worker process.
+
+    Attributes:
+        caught_up: how many inputs were run again.
+        stored: how many states were stored.
+    """
 
     def __init__(
         self, broker: Broker, pipeline: str, shard: int, controller: Controller, phase: Phase
@@ -113,6 +118,12 @@ class StateKeeper:
         )
         self._unstorable_said = False
         self.caught_up = 0
+        self.stored = 0
+
+    @property
+    def held(self) -> int:
+        """Of how many instances it has the states in memory."""
+        return len(self._held)
 
     def previous(self, envelope: pb.DataPackage) -> int:
         """The sequence id of the input before this one; 0 where it is the first."""
@@ -239,6 +250,7 @@ class StateKeeper:
     async def store(self, token: str, new: ToStore) -> None:
         """Store what `keep` gave, unless a newer one is stored: by a worker that was faster."""
         if await self._store.put(self._key(token), new):
+            self.stored += 1
             held = self._held.get(token)
             if held is not None and held.epoch == new.epoch:
                 held.stored = max(held.stored, new.stream_seq)

@@ -15,6 +15,7 @@ from broker_pipeline.core.plan import compile_plan, unknown_phase
 from broker_pipeline.errors import UnknownPhaseError
 from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.modules import ExternalModule, walk
+from broker_pipeline.observe.meter import Meter
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
 from broker_pipeline.runtime.lifecycle import first_error
 from broker_pipeline.runtime.phase_worker import PhaseWorker
@@ -119,6 +120,7 @@ class Worker:
         slots: packages that run at the same time in each phase.
         target: the pipeline's TARGET, for modules that are isolated in processes.
         relays: makes what calls module servers; None: no module is external.
+        meter: counts what it does; None: nothing does.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Worker:
         slots: int,
         target: str | None = None,
         relays: RelayFactory | None = None,
+        meter: Meter | None = None,
     ) -> None:
         host = socket.gethostname()
         suspects_turn = asyncio.Lock()
@@ -146,6 +149,7 @@ class Worker:
                 target=target,
                 relays=relays,
                 suspects_turn=suspects_turn,
+                meter=meter,
             )
             for controller, phase in phases
         ]

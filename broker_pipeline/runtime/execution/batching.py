@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from broker_pipeline.modules import Run
+from broker_pipeline.observe.meter import Histogram
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution.interpreter import Abandoned
 from broker_pipeline.runtime.execution.mutex import mutex_of
@@ -124,6 +125,7 @@ class Batcher:
         package_ns: the moving average of what a package costs, its share of a batch; 0 before the
             first.
         lost: how many batches have not come back.
+        sizes: takes how many packages a batch has.
     """
 
     def __init__(self, step: Step, pool: DaemonPool, live: Callable[[], int]) -> None:
@@ -143,6 +145,7 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self.package_ns = 0.0
         self.lost = 0
+        self.sizes: Histogram | None = None
 
     async def gather(self, package: DataPackage[Any], run: Run, begin: Begin, again: Again) -> Run:
         """Have a package run in a batch; the run that counts. Raises what the module raised.
@@ -210,6 +213,8 @@ class Batcher:
         for member in members:
             del self._gathering[member]
         batch.parts.append(members)
+        if self.sizes is not None and members:
+            self.sizes.observe(len(members))
         batch.started_ns = time.monotonic_ns()
         try:
             while batch.parts:
@@ -323,6 +328,11 @@ class Batches:
             if key not in self._batchers:
                 self._batchers[key] = Batcher(step, self._pool, live)
             step.gather = self._batchers[key].gather
+
+    def count(self, sizes_of: Callable[[Step], Histogram]) -> None:
+        """Count how large batches are, each module's in what this gives for it."""
+        for step in self._steps:
+            self._batchers[id(step.module)].sizes = sizes_of(step)
 
     @property
     def stuck(self) -> bool:

@@ -11,6 +11,7 @@ from broker_pipeline import codecs
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.journey import NS
+from broker_pipeline.observe.meter import Histogram
 from broker_pipeline.pipeline import Controller, Phase
 from broker_pipeline.runtime.execution.batching import Batches
 from broker_pipeline.runtime.execution.flow import Finished, Flow, Job, Slot, Slots
@@ -24,7 +25,7 @@ from broker_pipeline.runtime.execution.module_loop import (
 )
 from broker_pipeline.runtime.execution.pool import DaemonPool
 from broker_pipeline.runtime.execution.process import Processes
-from broker_pipeline.runtime.execution.program import compile_phase
+from broker_pipeline.runtime.execution.program import Program, Step, compile_phase
 from broker_pipeline.runtime.execution.relays import Load, Relays
 from broker_pipeline.runtime.execution.setting import Setting
 from broker_pipeline.runtime.execution.threads import InThread, ThreadSlots, is_exhausted
@@ -103,6 +104,7 @@ class PhaseExecutor:
         self._lifecycle = Lifecycle(self._program, self._module_loop)
         self._processes = Processes(self._program, target, slots)
         self._relays = Relays(self._program, relays, room, load)
+        self._sizes_of: Callable[[Step], Histogram] | None = None
         self._outstanding = 0
         self._kick_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -136,6 +138,8 @@ class PhaseExecutor:
         self._slots.start()
         slots = self._slots
         self._batches.start(lambda: slots.live)
+        if self._sizes_of is not None:
+            self._batches.count(self._sizes_of)
 
     async def close(self) -> None:
         """Let running packages finish within a bound, run every `teardown`, end all threads.
@@ -159,6 +163,10 @@ class PhaseExecutor:
         await self._lifecycle.tear_down()
         self._pool.close()
         await self._module_loop.close()
+
+    def count_batches(self, sizes_of: Callable[[Step], Histogram]) -> None:
+        """Count how large batches are, each module's in what this gives for it; before `start`."""
+        self._sizes_of = sizes_of
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue packages; each comes back through `deliver`, whatever happens to it."""
@@ -220,6 +228,21 @@ class PhaseExecutor:
                 target += _share(max(run_ns, now_ns - walk.start_ns))
         target += free * _share(run_ns)
         return self._batches.bounded(target, slots.live, PREFETCH_NS)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started and not closed."""
+        return self._slots is not None
+
+    @property
+    def program(self) -> Program:
+        """The phase, laid out."""
+        return self._program
+
+    @property
+    def relays(self) -> Relays:
+        """What calls the servers of external modules."""
+        return self._relays
 
     @property
     def run_ns(self) -> float:

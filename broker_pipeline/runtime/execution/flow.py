@@ -34,12 +34,16 @@ class Job:
         states: the states of the instance by module path; missing ones are made.
         gate: awaited on the worker's loop when the job has its slot, before it begins; False: it
             comes back with the status WAITING, and has not begun.
+
+    Attributes:
+        walk: its way through the phase; None: it has not begun.
     """
 
     package: DataPackage[Any]
     token: object = None
     states: Mapping[str, object] | None = None
     gate: Callable[[], Coroutine[Any, Any, bool]] | None = None
+    walk: Walk | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -126,7 +130,7 @@ class Flow:
 
     def begin(self, job: Job, slot: Slot) -> Walk:
         """A walk for a job, listed as running."""
-        walk = Walk(self.program, job.package, job.states, self.setting)
+        walk = job.walk = Walk(self.program, job.package, job.states, self.setting)
         self.running[walk] = (job, slot)
         return walk
 

@@ -8,7 +8,7 @@ late module holds an object that nobody reads any more.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,7 @@ class Walk:
     Attributes:
         envelope: the record: payload, content type and attributes as of the last module that ended
             well, and the journey.
+        record: the phase in it; it does not change any more when the walk has ended.
         status: how it ended; RUNNING before.
         begun: whether a module has run in it, here or in a server.
         states: after the package; None after an ERROR: they may have been changed in place.
@@ -69,23 +70,9 @@ class Walk:
     """
 
     __slots__ = (
-        "_lock",
-        "_once",
-        "_package",
-        "_phase",
-        "_program",
-        "_setting",
-        "_stack",
-        "begun",
-        "dead",
-        "deadline_ns",
-        "envelope",
-        "interrupt",
-        "start_ns",
-        "states",
-        "status",
-        "thread",
-    )
+        "_lock", "_once", "_package", "_program", "_setting", "_stack", "begun", "dead",
+        "deadline_ns", "envelope", "interrupt", "record", "start_ns", "states", "status", "thread",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -111,7 +98,7 @@ class Walk:
         if not envelope.controllers:  # the controller puts it there; a foreign package may lack it
             envelope.controllers.add(name=program.controller)
         self.start_ns = setting.monotonic_ns()
-        self._phase = envelope.controllers[-1].phases.add(
+        self.record = envelope.controllers[-1].phases.add(
             name=program.phase,
             status=_RUNNING,
             worker=setting.worker,
@@ -121,7 +108,7 @@ class Walk:
     async def run(self) -> Status:
         """Walk to the end. Raises Abandoned, or what unwound it, where a timeout was first."""
         status = Status.SUCCESS
-        modules = self._phase.modules
+        modules = self.record.modules
         for step in self._program.steps:
             status = await self._step(step, modules)
             if status is not Status.SUCCESS:
@@ -164,6 +151,11 @@ class Walk:
         """End it without a result: the worker ends, and the broker gives the package to another."""
         with self._lock:
             self.dead = True
+
+    def look(self, read: Callable[[Iterable[pb.ModuleRecord]], None]) -> None:
+        """Have the records of the modules read as they are at one moment; from any thread."""
+        with self._lock:
+            read(self.record.modules)
 
     def interruptible(self, interrupt: Interrupt | None) -> None:
         """What `expire` calls from now on. Raises Abandoned where it is too late for that."""
@@ -381,8 +373,8 @@ class Walk:
         self.status = status
         if status is Status.ERROR:
             self.states = None
-        self._phase.status = _number(status)
-        self._phase.total_time_ns = max(0, self._setting.monotonic_ns() - self.start_ns)
+        self.record.status = _number(status)
+        self.record.total_time_ns = max(0, self._setting.monotonic_ns() - self.start_ns)
 
     def _tell(self, error: BaseException, step: Step) -> pb.Error:
         self.envelope.errors.append(self._described(error, step))

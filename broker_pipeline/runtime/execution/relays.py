@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.errors import BrokerError, ModuleServerError, SetupError
 from broker_pipeline.external.port import Answer, Relay, RelayFactory, WithdrawnError
+from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import ExternalModule
+from broker_pipeline.observe import catalogue
+from broker_pipeline.observe.meter import Histogram, Meter, Sample
 from broker_pipeline.runtime.execution.program import Kind, Program, Step
 
 log = logging.getLogger(__name__)
@@ -18,13 +23,17 @@ RETRY_MIN_S = 0.05
 RETRY_MAX_S = 2.0
 """Between two attempts to load an answer's payload, doubling from the first to the last."""
 
+FAILED = "failed"
+"""The outcome of a call to which no answer came."""
+_OUTCOMES: dict[Any, str] = {STATUS_TO_PB[Status(end.upper())]: end for end in catalogue.ENDS}
+
 Load = Callable[[pb.DataPackage], Awaitable[None]]
 
 
 class _Called:
     """A relay with the calls that are in it."""
 
-    __slots__ = ("inside", "module", "named", "relay", "were_there", "withdrawn")
+    __slots__ = ("inside", "module", "named", "relay", "times", "were_there", "withdrawn")
 
     def __init__(self, relay: Relay, module: ExternalModule, named: str) -> None:
         self.relay = relay
@@ -33,16 +42,25 @@ class _Called:
         self.inside = 0
         self.were_there = True
         self.withdrawn = False
+        self.times: dict[str, Histogram] | None = None
 
     async def call(
         self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
     ) -> Answer:
         """See `Relay.call`; on the worker's loop."""
         self.inside += 1
+        begun_ns, outcome = time.monotonic_ns(), FAILED
         try:
-            return await self.relay.call(package, state=state, deadline_ns=deadline_ns)
+            answer = await self.relay.call(package, state=state, deadline_ns=deadline_ns)
+            outcome = _OUTCOMES.get(answer.response.status, FAILED)
+            return answer
+        except WithdrawnError:
+            outcome = catalogue.GIVEN_BACK
+            raise
         finally:
             self.inside -= 1
+            if self.times is not None:
+                self.times[outcome].observe(time.monotonic_ns() - begun_ns)
 
     async def call_and_load(
         self, load: Load, package: pb.DataPackage, state: bytes | None, deadline_ns: int | None
@@ -102,6 +120,36 @@ class Relays:
         self._factory = factory
         self._room = room
         self._all: list[_Called] = []
+        self._meter: Meter | None = None
+        self._pipeline = ""
+        self._uncount: Callable[[], None] = lambda: None
+
+    def count(self, meter: Meter, pipeline: str) -> None:
+        """Count what calls take and how servers stand; before `start`."""
+        self._meter, self._pipeline = meter, pipeline
+        self._uncount = meter.add_source(self._samples)
+
+    def _samples(self) -> Iterator[Sample]:
+        for each in self._all:
+            labels, state = self._labels(each), each.relay.state()
+            for name, count in state.servers.items():
+                yield catalogue.RELAY_SERVERS.sample(*labels, name, value=count)
+            yield catalogue.RELAY_CALLS.sample(*labels, value=state.calls)
+            yield catalogue.RELAY_SENT.sample(*labels, value=state.sent)
+            yield catalogue.RELAY_CREDIT.sample(*labels, value=state.credit)
+            yield catalogue.RELAY_REPEATS.sample(*labels, value=state.repeats)
+            yield catalogue.RELAY_EJECTIONS.sample(*labels, value=state.ejections)
+
+    def _labels(self, called: _Called) -> tuple[str, ...]:
+        controller, phase, module = called.named.split("/", 2)
+        return self._pipeline, controller, phase, module, called.module.target
+
+    def _times(self, called: _Called) -> dict[str, Histogram] | None:
+        meter, labels = self._meter, self._labels(called)
+        outcomes = (*catalogue.ENDS, catalogue.GIVEN_BACK, FAILED)
+        if meter is None:
+            return None
+        return {end: meter.histogram(catalogue.RELAY_TIME, *labels, end) for end in outcomes}
 
     def check(self) -> None:
         """Raises SetupError where servers are to be called and nothing here can."""
@@ -127,6 +175,7 @@ class Relays:
     async def _begin(self, step: Step) -> _Called:
         assert self._factory is not None and isinstance(step.module, ExternalModule)
         called = _Called(self._factory(step.module, self._room), step.module, step.label)
+        called.times = self._times(called)
         self._all.append(called)  # before it starts: one that cannot is closed too
         await called.relay.start()
         return called
@@ -174,6 +223,7 @@ class Relays:
 
     async def close(self) -> None:
         """Let go of the servers."""
+        self._uncount()
         ending, self._all = self._all, []
         for each in ending:
             await each.relay.close()
