@@ -187,7 +187,7 @@ MODULE_WAITING = _gauge(
 )
 MODULE_TIME = _times("module_time", "From entry to end, by outcome.", *_MODULE, "outcome")
 MODULE_WAITED = _times(
-    "module_waiting_in", "How long of that it waited for its mutex, batch or server.", *_MODULE
+    "module_waiting_in", "How long of that it waited for a mutex, batch or server.", *_MODULE
 )
 MODULE_TIMEOUTS = _counter("module_timeouts", "Packages that a timeout_s ended.", *_MODULE)
 BATCH_SIZE = _define(

@@ -40,6 +40,8 @@ READING_S = 2.0
 """How long the event loop may take to make a reading: Prometheus gives up after 10 s."""
 REQUEST_S = 5.0
 """How long a client may take, from its first byte to its last: then it is cut off."""
+POLL_S = 0.1
+"""How long the end of the server may wait for it."""
 PATH = "/metrics"
 _SECONDS = {name: [bound / metric.scale for bound in metric.bounds] for name, metric in ALL.items()}
 
@@ -113,7 +115,9 @@ async def exposed(meter: Meter, *, host: str, port: int, role: str) -> AsyncIter
     ProcessCollector(registry=registry)
     registry.register(MeterCollector(reading))
     server = _listen(registry, host, port)
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, args=(POLL_S,), name="metrics", daemon=True
+    )
     thread.start()
     try:
         name = f"[{host}]" if ":" in host else host

@@ -127,7 +127,8 @@ class Meter:
         return lambda: self._sources.pop(key, None) and None
 
     def read(self) -> list[Sample]:
-        """Every series as it is now; on the event loop."""
+        """Every series as it is now; on the event loop. A histogram is one from its first value on:
+        most of those by outcome never get one."""
         samples = [
             Sample(metric.name, labels, counter.value)
             for (metric, labels), counter in self._counters.items()
@@ -135,6 +136,7 @@ class Meter:
         samples += [
             Sample(metric.name, labels, each.total / metric.scale, tuple(each.counts))
             for (metric, labels), each in self._histograms.items()
+            if any(each.counts)
         ]
         for source in list(self._sources.values()):
             samples += source()

@@ -39,12 +39,20 @@ STATES = (STANDS_BY, RECOVERS, CATCHES_UP, LEADS)
 class _ControllerTimes:
     """The histograms of one controller."""
 
-    __slots__ = ("by_outcome", "waited_in", "waited_out")
+    __slots__ = ("_by_outcome", "_success", "_waited_in", "_waited_out")
 
     def __init__(self, meter: Meter, *labels: str) -> None:
-        self.by_outcome = _by_outcome(meter, catalogue.CONTROLLER_TIME, labels)
-        self.waited_in = meter.histogram(catalogue.CONTROLLER_WAITED_IN, *labels)
-        self.waited_out = meter.histogram(catalogue.CONTROLLER_WAITED_OUT, *labels)
+        self._by_outcome = _by_outcome(meter, catalogue.CONTROLLER_TIME, labels)
+        self._success = self._by_outcome[Outcome.SUCCESS]
+        self._waited_in = meter.histogram(catalogue.CONTROLLER_WAITED_IN, *labels)
+        self._waited_out = meter.histogram(catalogue.CONTROLLER_WAITED_OUT, *labels)
+
+    def left(self, record: pb.ControllerRecord, outcome: Outcome) -> None:
+        """A package has left it, with this record."""
+        times = self._success if outcome is Outcome.SUCCESS else self._by_outcome[outcome]
+        times.observe(record.total_time_ns)
+        self._waited_in.observe(record.input_waiting_time_ns)
+        self._waited_out.observe(record.output_waiting_time_ns)
 
 
 class LeaderMeter:
@@ -63,6 +71,7 @@ class LeaderMeter:
         self._meter = meter
         self._labels = labels = (pipeline, str(shard))
         self._times = _by_outcome(meter, catalogue.PACKAGE_TIME, labels)
+        self._success = self._times[Outcome.SUCCESS]
         self._terms = meter.counter(catalogue.LEADER_TERMS, *labels)
         self._sealed = meter.histogram(catalogue.LEADER_PUBLISH, *labels)
         self._saved = meter.histogram(catalogue.SNAPSHOT_TIME, *labels)
@@ -96,29 +105,30 @@ class LeaderMeter:
 
     def published(self, plan: Plan, command: Command, envelope: pb.DataPackage) -> None:
         """A command was published, with this envelope. Takes 2 us for a package that leaves, and
-        0.2 us for one that is dispatched as it came."""
+        0.1 us for one that is dispatched as it came."""
         stamps = command.stamps
         if isinstance(command, Dispatch):
             if len(stamps) == 1:
-                return
+                return  # it has left nothing yet
         else:
-            arrived = command.package.arrived
+            outcome, arrived = command.outcome, command.package.arrived
             if arrived:
-                self._times[command.outcome].observe(command.time - arrived)
+                success = outcome is Outcome.SUCCESS  # of others the hash is looked up, slowly
+                times = self._success if success else self._times[outcome]
+                times.observe(command.time - arrived)
             if self._per_instance is not None:
-                self._per_instance.left(command.instance, command.outcome)
+                self._per_instance.left(command.instance, outcome)
         if plan is not self._plan:
             self._follow(plan)
         records = envelope.controllers
-        place = len(records) - 1 - sum([isinstance(stamp, Entered) for stamp in stamps])
+        place = len(records) - 1
+        if len(stamps) > 1:
+            place -= sum([isinstance(stamp, Entered) for stamp in stamps])
         for stamp in stamps:
             if isinstance(stamp, Entered):
                 place += 1
-                continue
-            record, times = records[place], self._controllers[stamp.controller]
-            times.by_outcome[stamp.outcome].observe(record.total_time_ns)
-            times.waited_in.observe(record.input_waiting_time_ns)
-            times.waited_out.observe(record.output_waiting_time_ns)
+            else:
+                self._controllers[stamp.controller].left(records[place], stamp.outcome)
 
     def sealed(self, took_ns: int) -> None:
         """The broker has confirmed all that was published."""

@@ -17,7 +17,7 @@ from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.observe import catalogue
 from broker_pipeline.observe.meter import Histogram, Meter, Sample, Source
 from broker_pipeline.runtime.execution.flow import Finished, Job
-from broker_pipeline.runtime.execution.program import Program, Step
+from broker_pipeline.runtime.execution.program import Kind, Program, Step
 
 if TYPE_CHECKING:
     from broker_pipeline.runtime.results import Here
@@ -41,7 +41,7 @@ class _Module:
         self.labels = labels
         self.left = [0] * len(_OUT)
         self.times = [meter.histogram(catalogue.MODULE_TIME, *labels, end) for end in _OUT[:3]]
-        self.waited = meter.histogram(catalogue.MODULE_WAITED, *labels)
+        self.waited: Histogram | None = None  # of those that ever wait
         self.timeouts = meter.counter(catalogue.MODULE_TIMEOUTS, *labels)
         self.waits = False  # for a mutex or a batch, and its record says when that is over
         self.within: dict[str, _Module] = {}
@@ -96,6 +96,8 @@ class PhaseMeter:
         if module is None:  # else two of one name at one place: they are one series
             module = self._modules[step.label] = siblings[step.name] = _Module(self._meter, labels)
         module.waits = module.waits or step.mutex is not None or step.batches
+        if module.waits or step.kind is Kind.EXTERNAL:
+            module.waited = self._meter.histogram(catalogue.MODULE_WAITED, *labels)
         if step.batches and id(step.module) not in self._sizes:
             sizes = self._meter.histogram(catalogue.BATCH_SIZE, *labels)
             self._sizes[id(step.module)] = sizes
@@ -158,7 +160,8 @@ class PhaseMeter:
             module.left[end] += 1
             if end != _GIVEN_BACK:
                 module.times[end].observe(record.total_time_ns)
-                module.waited.observe(record.waiting_time_ns)
+                if module.waited is not None:
+                    module.waited.observe(record.waiting_time_ns)
             if module.within:
                 self._count(record.sub_modules, module.within, broken_off)
 
