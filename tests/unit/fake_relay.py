@@ -9,7 +9,7 @@ from typing import Any
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline._proto.v1 import module_service_pb2 as service
-from broker_pipeline.external.port import Answer, WithdrawnError
+from broker_pipeline.external.port import Answer, RelayState, WithdrawnError
 from broker_pipeline.journey import STATUS_TO_PB
 from broker_pipeline.modules import ExternalModule
 
@@ -52,6 +52,10 @@ class FakeRelay:
         """As the contract says."""
         if self._of.mismatch is not None:
             raise self._of.mismatch
+
+    def state(self) -> RelayState:
+        """As the contract says."""
+        return RelayState({"good": 1}, self._inside, self._inside, self._of.room, 0, 0)
 
     async def call(
         self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None

@@ -13,6 +13,7 @@ from broker_pipeline.broker.port import Broker, Message
 from broker_pipeline.client.deploy import deploy
 from broker_pipeline.core.names import LEASE_BUCKET, Subjects, ingress_subject, stream_name
 from broker_pipeline.journey import STATUS_TO_PB, Outcome
+from broker_pipeline.observe.meter import Meter
 from broker_pipeline.runtime.leader import Leader
 from broker_pipeline.runtime.phase_worker import PhaseWorker
 from tests.unit.runtime.shard import BOUND_S, until
@@ -70,7 +71,13 @@ class Bench:
         return bench
 
     async def work(
-        self, phase: int = 0, *, controller: int = 0, slots: int = 2, relays: Any = None
+        self,
+        phase: int = 0,
+        *,
+        controller: int = 0,
+        slots: int = 2,
+        relays: Any = None,
+        meter: Meter | None = None,
     ) -> Working:
         """Start a worker for a phase."""
         broker = self.server.connect(reconnect=True)
@@ -78,7 +85,7 @@ class Bench:
         worker = PhaseWorker(
             broker, self.pipeline, which, which.phases[phase],
             slots=slots, worker=f"w{len(self.workers)}", host="h", target=None,
-            relays=relays,
+            relays=relays, meter=meter,
         )  # fmt: skip
         await worker.start()
         self.workers.append(Working(self, worker, broker))

@@ -18,6 +18,7 @@ from broker_pipeline.core.names import Subjects, completion_id, ingress_subject,
 from broker_pipeline.errors import BrokerPipelineError, ConnectionLostError
 from broker_pipeline.journey import NS, STATUS_TO_PB, Outcome, Status
 from broker_pipeline.runtime.leader import Leader
+from broker_pipeline.runtime.leader_meter import LeaderMeter
 
 BOUND_S = 30.0
 NAME = "demo"
@@ -92,9 +93,9 @@ class Shard:
         self.sent[instance].append(data)
         await self.broker.publish(ingress_subject(NAME, instance), data, headers=headers or None)
 
-    def lead(self, broker: Broker | None = None) -> Running:
+    def lead(self, broker: Broker | None = None, meter: LeaderMeter | None = None) -> Running:
         """Start a leader."""
-        running = Running(self, broker or self.server.connect())
+        running = Running(self, broker or self.server.connect(), meter)
         self.leaders.append(running)
         return running
 
@@ -154,10 +155,10 @@ def check_order(packages: list[pb.DataPackage], last: Mode) -> None:
 class Running:
     """A leader as a task."""
 
-    def __init__(self, shard: Shard, broker: Broker) -> None:
+    def __init__(self, shard: Shard, broker: Broker, meter: LeaderMeter | None = None) -> None:
         self.broker = broker
         self.stop = asyncio.Event()
-        self.leader = Leader(broker, NAME, 0, now_ns=shard.clock)
+        self.leader = Leader(broker, NAME, 0, now_ns=shard.clock, meter=meter)
         self.task = asyncio.create_task(self.leader.run(self.stop), name="leader")
 
     async def kill(self) -> None:
