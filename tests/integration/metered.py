@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -45,7 +46,7 @@ class Alone(Busy):
         """One package."""
         super().execute(package, run)
         if package.data.endswith(b"55"):
-            time.sleep(0.35)
+            threading.Event().wait(0.35)
 
 
 class Ends(ConditionModule[bytes]):
