@@ -63,7 +63,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     def sample(self, *labels: str, value: float) -> Sample:
         """A series of it. The values of its labels are all given, in order."""
-        return Sample(self.name, labels, value)
+        return Sample(self.name, labels, float(value))  # a bool is none where it is decoded
 
 
 class Counter:
