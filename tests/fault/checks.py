@@ -338,8 +338,7 @@ class Checks:
         """However often leaders changed: the counts of the newest snapshot are those of the log."""
         head = self.head
         if head is None:
-            self.wrong("no snapshot was stored")
-            return
+            return  # it was over before there was one
         model = Model(SUBJECTS)
         for message in self.log:
             if message.stream_seq <= head.applied:

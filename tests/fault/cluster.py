@@ -17,7 +17,15 @@ from broker_pipeline.client import deploy as deploying
 from broker_pipeline.core import plan, snapshot
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.journey import NS
-from broker_pipeline.runtime import lanes, phase_worker, retention, roles, states, sweeping
+from broker_pipeline.runtime import (
+    lanes,
+    phase_worker,
+    reporting,
+    retention,
+    roles,
+    states,
+    sweeping,
+)
 from broker_pipeline.runtime import leader as leading
 from broker_pipeline.runtime import worker as working
 from tests.fault.executor import Begun, SimExecutor
@@ -197,8 +205,8 @@ class Cluster:
                 (roles, "jetstream", SimpleNamespace(connect=to_network)),
                 (roles, "time", SimpleNamespace(time_ns=now_ns)),
                 (roles, "secrets", SimpleNamespace(token_hex=token_hex)),
-                (roles, "os", quiet_os),
-                (roles, "socket", quiet_host),
+                (reporting, "os", quiet_os),
+                (reporting, "socket", quiet_host),
                 (lanes, "secrets", SimpleNamespace(token_hex=member_hex)),
                 (plan, "LANES", scenario.lanes),
                 (large_payloads, "secrets", SimpleNamespace(token_hex=name_hex)),
