@@ -287,6 +287,8 @@ class Leader:
         if source != stream_seq or envelope is None:
             envelope = await self._envelope_of(source)
         data = write(plan, self.shard, command, envelope)
+        if self._meter is not None:
+            self._meter.publishes(plan, command, envelope)
         try:
             await publisher.publish(subject, data, msg_id=msg_id)
         except PayloadTooLargeError as error:
@@ -299,8 +301,6 @@ class Leader:
                     self._subjects, self._stream, command, envelope, error, self._broker.max_payload
                 )
             await publisher.publish(subject, data, msg_id=msg_id)
-        if self._meter is not None:
-            self._meter.published(plan, command, envelope)
 
     async def _envelope_of(self, stream_seq: int) -> pb.DataPackage:
         message = await self._waiting.take(stream_seq)

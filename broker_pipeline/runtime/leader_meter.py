@@ -103,9 +103,9 @@ class LeaderMeter:
         """The term is over."""
         self._leader, self._looks, self.state = None, None, STANDS_BY
 
-    def published(self, plan: Plan, command: Command, envelope: pb.DataPackage) -> None:
-        """A command was published, with this envelope. Takes 2 us for a package that leaves, and
-        0.1 us for one that is dispatched as it came."""
+    def publishes(self, plan: Plan, command: Command, envelope: pb.DataPackage) -> None:
+        """A command is published, with the envelope that was just written. Takes 2 us for a package
+        that leaves, and 0.1 us for one that is dispatched as it came."""
         stamps = command.stamps
         if isinstance(command, Dispatch):
             if len(stamps) == 1:
@@ -115,7 +115,7 @@ class LeaderMeter:
             if arrived:
                 success = outcome is Outcome.SUCCESS  # of others the hash is looked up, slowly
                 times = self._success if success else self._times[outcome]
-                times.observe(command.time - arrived)
+                times.observe(max(0, command.time - arrived))
             if self._per_instance is not None:
                 self._per_instance.left(command.instance, outcome)
         if plan is not self._plan:

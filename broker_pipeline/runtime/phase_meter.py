@@ -145,10 +145,10 @@ class PhaseMeter:
         if end != _GIVEN_BACK:
             self._times[end].observe(walk.record.total_time_ns)
         self._count(walk.record.modules, self._top, _GIVEN_BACK if end == _GIVEN_BACK else _ERROR)
-        if end == _ERROR and finished.envelope.errors[-1].type == _TIMEOUT:
-            blamed = self._modules.get(finished.envelope.errors[-1].path)
-            if blamed is not None:
-                blamed.timeouts.value += 1
+        if end == _ERROR:
+            for error in finished.envelope.errors[-1:]:
+                if error.type == _TIMEOUT and error.path in self._modules:
+                    self._modules[error.path].timeouts.value += 1
 
     def _count(self, records: Records, modules: dict[str, _Module], broken_off: int) -> None:
         for record in records:

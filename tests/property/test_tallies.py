@@ -61,6 +61,8 @@ def check(machine, counted):
             told = counted.controllers[controller.name][outcome]
             assert left == told + told_later[index, outcome]
         states = [instance.controllers[index] for instance in instances]
+        ids = [each for state in states for each in state.ids_inside()]
+        assert machine.oldest_by_controller()[index] == min(ids, default=None)
         assert tally.processing == sum(len(state.in_flight) for state in states)
         assert tally.waiting_in == sum(len(state.waiting or ()) for state in states)
         assert tally.waiting_out == sum(state.release.holding for state in states)

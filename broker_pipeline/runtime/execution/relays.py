@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from broker_pipeline.external.port import Answer, Relay, RelayFactory, Withdrawn
 from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import ExternalModule
 from broker_pipeline.observe import catalogue
-from broker_pipeline.observe.meter import Histogram, Meter, Sample
+from broker_pipeline.observe.meter import Histogram, Meter, Metric, Sample
 from broker_pipeline.runtime.execution.program import Kind, Program, Step
 
 log = logging.getLogger(__name__)
@@ -130,15 +131,18 @@ class Relays:
         self._uncount = meter.add_source(self._samples)
 
     def _samples(self) -> Iterator[Sample]:
+        sums: Counter[tuple[Metric, tuple[str, ...]]] = Counter()  # two may have the same name
         for each in self._all:
             labels, state = self._labels(each), each.relay.state()
             for name, count in state.servers.items():
-                yield catalogue.RELAY_SERVERS.sample(*labels, name, value=count)
-            yield catalogue.RELAY_CALLS.sample(*labels, value=state.calls)
-            yield catalogue.RELAY_SENT.sample(*labels, value=state.sent)
-            yield catalogue.RELAY_CREDIT.sample(*labels, value=state.credit)
-            yield catalogue.RELAY_REPEATS.sample(*labels, value=state.repeats)
-            yield catalogue.RELAY_EJECTIONS.sample(*labels, value=state.ejections)
+                sums[catalogue.RELAY_SERVERS, (*labels, name)] += count
+            sums[catalogue.RELAY_CALLS, labels] += state.calls
+            sums[catalogue.RELAY_SENT, labels] += state.sent
+            sums[catalogue.RELAY_CREDIT, labels] += state.credit
+            sums[catalogue.RELAY_REPEATS, labels] += state.repeats
+            sums[catalogue.RELAY_EJECTIONS, labels] += state.ejections
+        for (metric, labels), value in sums.items():
+            yield metric.sample(*labels, value=value)
 
     def _labels(self, called: _Called) -> tuple[str, ...]:
         controller, phase, module = called.named.split("/", 2)
