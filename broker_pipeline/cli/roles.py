@@ -126,7 +126,7 @@ def controller(
             line = await deploy_if_absent(client.broker, pipeline, target)
         if line:
             note(line)
-        exposure = Exposure(metrics_port, metrics_host)
+        exposure = Exposure(metrics_port, metrics_host, metrics_instances)
         async with metering(exposure, role="controller", announce=say) as meter:
             await run_controller(
                 url,
@@ -134,7 +134,7 @@ def controller(
                 stop,
                 announce=once_ready(say),
                 meter=meter,
-                instances=metrics_instances,
+                instances=exposure.instances,
             )
 
     run_until_signal(run, hint=DRAINING)

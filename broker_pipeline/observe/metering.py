@@ -26,10 +26,12 @@ class Exposure:
     Args:
         port: None: nowhere; 0 takes a free one.
         host: the address to listen at.
+        instances: how many are counted apart, by a controller.
     """
 
     port: int | None = None
     host: str = DEFAULT_HOST
+    instances: int = 0
 
     def arguments(self, number: int = 0) -> tuple[str, ...]:
         """Options for a child that gets a port of its own: the one so many after the first."""
@@ -60,10 +62,11 @@ async def metering(
     if switch not in ("", "on", "off"):
         raise MetricsError(f"{SWITCH} is {switch!r}; expected 'off', 'on' or nothing: unset it")
     if switch == "off":
-        if exposure.port is not None:
+        if exposure.port is not None or exposure.instances:
+            asked = "--metrics-instances" if exposure.port is None else "--metrics-port"
             raise MetricsError(
-                f"{SWITCH} is 'off', so there is nothing to read at --metrics-port "
-                f"{exposure.port}; expected one of the two: unset {SWITCH}, or leave the port out"
+                f"{SWITCH} is 'off', so that nothing is counted, and {asked} was given; expected "
+                f"one of the two: unset {SWITCH}, or leave {asked} out"
             )
         yield None
         return

@@ -177,6 +177,8 @@ async def test_the_switch_turns_counting_off_and_nothing_is_ignored() -> None:
     assert said[0].startswith("metrics: http://127.0.0.1:") and said[0].endswith("/metrics")
     with pytest.raises(MetricsError, match=SWITCH):
         await measured(Exposure(0), **{SWITCH: "off"})
+    with pytest.raises(MetricsError, match="--metrics-instances was given"):
+        await measured(Exposure(instances=2), **{SWITCH: "off"})
     with pytest.raises(MetricsError, match="'no'; expected 'off'"):
         await measured(Exposure(), **{SWITCH: "no"})
 
