@@ -83,6 +83,12 @@ class SnapshotStore:
             return machine
         return Machine()
 
+    async def head(self) -> snapshot.Head | None:
+        """What the newest snapshot claims, without loading it; None where there is none. Raises
+        SnapshotError."""
+        entry = await self._broker.kv_get(STATE_BUCKET, self._key)
+        return None if entry is None else snapshot.read_head(self._read(entry.value).head)
+
     def take(self, machine: Machine) -> snapshot.Taken:
         """A snapshot of the machine that was loaded, to be saved before the next is taken. What it
         holds counts as stored from here on: where saving fails, there is nothing more to take."""
