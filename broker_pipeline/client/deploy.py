@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from broker_pipeline.broker.port import Broker, Change, ConsumerSpec, StreamSpec, StreamState
+from broker_pipeline.broker.introspection import BucketSpec
+from broker_pipeline.broker.port import Broker, Change, StreamSpec, StreamState
+from broker_pipeline.client.provisions import SHARED, provisions
 from broker_pipeline.core.names import (
-    ATTEMPTS_TTL_S,
-    LEASE_BUCKET,
-    LEASE_TTL_S,
     STATE_BUCKET,
     Subjects,
     attempts_bucket,
-    ingress_subject,
     log_subjects,
     module_bucket,
     object_bucket,
@@ -22,7 +20,6 @@ from broker_pipeline.core.names import (
     plan_key,
     snapshot_key,
     snapshot_stream,
-    snapshot_subject,
     stream_name,
 )
 from broker_pipeline.core.plan import (
@@ -34,15 +31,10 @@ from broker_pipeline.core.plan import (
 )
 from broker_pipeline.core.retention import MESSAGES_MIN, should_be_open
 from broker_pipeline.errors import NotFoundError, PlanError
-from broker_pipeline.journey import NS
 from broker_pipeline.pipeline import Pipeline
 
 SHARD = 0
 """The only shard, so far."""
-STATE_IDLE_FACTOR = 24
-"""Module states are kept for so many times as long as their instance may be idle (4 hours by the
-default): the log that they were computed from may be purged, while an instance goes on without
-storing a state, because all its packages end before."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +73,8 @@ async def deploy(broker: Broker, pipeline: Pipeline, replicas: int | None = None
     _require_size(broker, plan)
     changes = _Changes()
     shared = None if replicas == 1 else replicas
-    state = await broker.ensure_bucket(STATE_BUCKET, replicas=shared)
-    changes.note(f"bucket {STATE_BUCKET}", state)
-    leases = await broker.ensure_bucket(LEASE_BUCKET, ttl_s=LEASE_TTL_S, replicas=shared)
-    changes.note(f"bucket {LEASE_BUCKET}", leases)
+    for spec in SHARED:
+        changes.note(_called(spec), await _ensure(broker, spec, shared))
     deployed = await deployed_plan(broker, pipeline.name)
     if deployed is None:
         await _forget_older_log(broker, pipeline.name)
@@ -231,47 +221,30 @@ def _require_size(broker: Broker, plan: Plan) -> None:
 
 
 async def _provision(broker: Broker, plan: Plan, replicas: int | None, changes: _Changes) -> None:
-    name = plan.pipeline
-    subjects = Subjects(name, SHARD)
-    log = stream_name(name, SHARD)
-    snapshots = StreamSpec(
-        snapshot_stream(name, SHARD), (snapshot_subject(name, SHARD),), replicas=replicas
-    )
-    changes.note(f"stream {snapshots.name}", await broker.ensure_stream(snapshots))
-    kept_s = STATE_IDLE_FACTOR * plan.instance_idle_ns / NS
-    states = module_bucket(name)
-    change = await broker.ensure_bucket(states, ttl_s=kept_s, replicas=replicas)
-    changes.note(f"bucket {states}", change)
-    if any(phase.stateful for controller in plan.controllers for phase in controller.phases):
-        objects = object_bucket(name)
-        change = await broker.ensure_object_bucket(objects, ttl_s=kept_s, replicas=replicas)
-        changes.note(f"object bucket {objects}", change)
-    payloads = payload_bucket(name)
-    change = await broker.ensure_object_bucket(payloads, replicas=replicas)
-    changes.note(f"object bucket {payloads}", change)
-    attempts = attempts_bucket(name)
-    change = await broker.ensure_bucket(attempts, ttl_s=ATTEMPTS_TTL_S, replicas=replicas)
-    changes.note(f"bucket {attempts}", change)
-    # The log comes after what its readers need: who finds the log finds the rest.
+    wanted = provisions(plan, shard=SHARD, replicas=replicas)
+    for spec in wanted.beside:
+        changes.note(_called(spec), await _ensure(broker, spec, replicas))
     taken, size = await _limits(broker, plan)
-    spec = StreamSpec(
-        log,
-        taken,
-        (ingress_subject(name, "*"), subjects.arrival("{{wildcard(1)}}")),
-        max_bytes=size,
-        replicas=replicas,
-    )
-    changes.note(f"stream {log}", await broker.ensure_stream(spec))
-    for controller in plan.controllers:
-        for phase in controller.phases:
-            queue = subjects.consumers(controller.name, phase.name, phase.lanes)
-            done = {
-                await broker.ensure_consumer(log, ConsumerSpec(consumer, filter, phase.ack_wait_s))
-                for consumer, filter in queue
-            }
-            what = f"consumer {queue[0][0]}"
-            if phase.lanes:
-                what = f"consumers {queue[0][0]} to {phase.lanes - 1}"
-            for change in (Change.CREATED, Change.UPDATED):
-                if change in done:
-                    changes.note(f"{what} of stream {log}", change)
+    log = replace(wanted.log, subjects=taken, max_bytes=size)
+    changes.note(_called(log), await broker.ensure_stream(log))
+    for queue in wanted.queues:
+        done = {await broker.ensure_consumer(log.name, each) for each in queue}
+        what = f"consumer {queue[0].name}"
+        if len(queue) > 1:
+            what = f"consumers {queue[0].name} to {len(queue) - 1}"
+        for change in (Change.CREATED, Change.UPDATED):
+            if change in done:
+                changes.note(f"{what} of stream {log.name}", change)
+
+
+async def _ensure(broker: Broker, spec: StreamSpec | BucketSpec, replicas: int | None) -> Change:
+    if isinstance(spec, StreamSpec):
+        return await broker.ensure_stream(spec)
+    ensure = broker.ensure_object_bucket if spec.objects else broker.ensure_bucket
+    return await ensure(spec.name, ttl_s=spec.ttl_s, replicas=replicas)
+
+
+def _called(spec: StreamSpec | BucketSpec) -> str:
+    if isinstance(spec, StreamSpec):
+        return f"stream {spec.name}"
+    return f"object bucket {spec.name}" if spec.objects else f"bucket {spec.name}"
