@@ -176,6 +176,12 @@ class ObjectDamagedError(BrokerError):
     code = "BP318"
 
 
+class MonitoringError(BrokerError):
+    """The monitoring port of nats-server does not answer as it should."""
+
+    code = "BP319"
+
+
 class MalformedPackageError(BrokerPipelineError):
     """Bytes that claim to be a DataPackage are not one."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -185,8 +185,7 @@ class JetStreamLooks:
         """See `Broker.facts`."""
         account = await self._api.request("INFO", None, _Account)
         info = self._connection.info
-        loop = asyncio.get_running_loop()
-        asked = loop.time()
+        asked = time.perf_counter()  # uvloop's clock has milliseconds
         try:
             await cancellable(self._connection.nc.flush(int(FLUSH_TIMEOUT_S)))
         except (nats.errors.Error, OSError) as error:
@@ -197,7 +196,7 @@ class JetStreamLooks:
             cluster=str(info.get("cluster", "")),
             api_level=account.api.level,
             max_payload=self._connection.nc.max_payload,
-            round_trip_s=loop.time() - asked,
+            round_trip_s=time.perf_counter() - asked,
             rooms=tuple(_rooms(account)),
             features=await self._features(),
         )

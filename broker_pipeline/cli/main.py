@@ -5,6 +5,7 @@ What may be expected to go wrong ends with one line on standard error and exit c
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -12,8 +13,19 @@ from typing import Annotated
 import typer
 
 from broker_pipeline import __version__
-from broker_pipeline.cli import inspecting, packages, plans, recordings, roles, serve
+from broker_pipeline.cli import (
+    doctor,
+    inspecting,
+    packages,
+    plans,
+    recordings,
+    replay,
+    roles,
+    serve,
+    top,
+)
 from broker_pipeline.errors import BrokerPipelineError
+from broker_pipeline.observe.logs import tell
 
 EXPECTED_FAILURE = 2
 GRPC_VERBOSITY = "GRPC_VERBOSITY"
@@ -53,7 +65,7 @@ def introduce(
     """
 
 
-for group in (roles, serve, plans, packages, inspecting, recordings):
+for group in (roles, serve, plans, packages, top, doctor, inspecting, recordings, replay):
     group.register(app)
 
 
@@ -64,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments)
     except BrokerPipelineError as error:
         line = " ".join(part.strip() for part in str(error).splitlines())
-        print(f"broker-pipeline: {line}", file=sys.stderr, flush=True)
+        tell(f"broker-pipeline: {line}", logging.ERROR)
         sys.exit(EXPECTED_FAILURE)
     except BrokenPipeError:
         # Whoever read our output has gone, as `head` does: there is nobody left to tell.

@@ -75,7 +75,8 @@ class Reading:
     """A pipeline at one moment.
 
     Attributes:
-        at_ns: the broker's clock.
+        at_ns: the broker's clock, at its end.
+        took_s: how long it took.
         log: the stream's extent, and what it takes.
         consumers: those of the log, by name.
         lease: who holds the shard's lease; None: nobody.
@@ -90,6 +91,7 @@ class Reading:
     plan: Plan
     shard: int
     at_ns: int
+    took_s: float
     log: StreamStatus
     consumers: Mapping[str, ConsumerState]
     queues: tuple[Queue, ...]
@@ -132,6 +134,7 @@ async def read(broker: Broker, plan: Plan, *, shard: int = 0, wait_s: float = AN
         ConnectionLostError, BrokerUnavailableError: the broker does not answer.
     """
     subjects = Subjects(plan.pipeline, shard)
+    begun = asyncio.get_running_loop().time()
     held = asyncio.gather(
         broker.stream_status(subjects.stream),
         broker.consumer_states(subjects.stream),
@@ -150,6 +153,7 @@ async def read(broker: Broker, plan: Plan, *, shard: int = 0, wait_s: float = AN
         plan=plan,
         shard=shard,
         at_ns=at_ns,
+        took_s=asyncio.get_running_loop().time() - begun,
         log=log,
         consumers=states,
         queues=tuple(await _queues(broker, plan, subjects, states, members)),
