@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import msgspec
 
@@ -26,6 +27,7 @@ from broker_pipeline.core.plan import ModulePlan, PhasePlan, Plan
 from broker_pipeline.core.snapshot import Head
 from broker_pipeline.errors import NotFoundError, SnapshotError
 from broker_pipeline.external.registry import Announcement, listed
+from broker_pipeline.observe import catalogue
 from broker_pipeline.observe.status import Role, Status, read_status
 from broker_pipeline.runtime.snapshots import SnapshotStore
 
@@ -80,7 +82,8 @@ class Reading:
         log: the stream's extent, and what it takes.
         consumers: those of the log, by name.
         lease: who holds the shard's lease; None: nobody.
-        lag: messages that the reader of the log's events has not got yet; None: nobody reads.
+        lag: messages of the log that the leader has not applied, or where it does not say so that
+            the reader of events has not got yet; None: nobody reads.
         snapshot: what the newest claims; None where there is none.
         snapshot_error: why it cannot be read.
         uncovered_ns: when the first event was stored that it does not hold; None: it holds all.
@@ -158,7 +161,7 @@ async def read(broker: Broker, plan: Plan, *, shard: int = 0, wait_s: float = AN
         consumers=states,
         queues=tuple(await _queues(broker, plan, subjects, states, members)),
         lease=lease,
-        lag=_lag(subjects, states),
+        lag=_lag(subjects, states, lease, statuses),
         snapshot=head,
         snapshot_error=error,
         uncovered_ns=uncovered_ns,
@@ -202,7 +205,18 @@ def registered(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _lag(subjects: Subjects, states: Mapping[str, ConsumerState]) -> int | None:
+def _lag(
+    subjects: Subjects,
+    states: Mapping[str, ConsumerState],
+    lease: LeaseRecord | None,
+    statuses: Iterable[Status],
+) -> int | None:
+    labels = (subjects.pipeline, str(subjects.shard))
+    for status in statuses:
+        if lease is not None and status.holder == lease.holder:
+            for sample in status.samples:
+                if (sample.name, sample.labels) == (catalogue.LEADER_LAG.name, labels):
+                    return max(0, int(sample.value)) if isfinite(sample.value) else None
     readers = (s for s in states.values() if not s.durable and s.filter == subjects.ctl)
     return min((each.pending for each in readers), default=None)
 
