@@ -28,6 +28,8 @@ HISTORY_MAX = 60
 LATE_S = 5.0
 """A package inside for longer is late for anything live."""
 FULL = 0.95
+BESIDE_HOLDER = 62
+"""What else is on the line of a shard, at most."""
 BEHIND, FAR_BEHIND = 100, 1_000
 """Messages that a leader has not applied: some, and more than it does in a moment."""
 OLD_S, TOO_OLD_S = 10.0, 30.0
@@ -60,7 +62,7 @@ def lines(view: View, width: int, height: int, history: Sequence[float] = ()) ->
     """
     made = [
         _title(view, width),
-        *(_fit(line, width) for shard in view.shards for line in _shard(shard)),
+        *(_fit(line, width) for shard in view.shards for line in _shard(shard, width)),
         *(_fit(line, width) for line in _totals(view)),
     ]
     if trend := _trend(history, width - sum(cell_len(each.text) for each in made[-1])):
@@ -103,16 +105,17 @@ def _title(view: View, width: int) -> Line:
     return [Span(name, "bold reverse"), Span(right, "reverse")]
 
 
-def _shard(shard: Shard) -> Iterator[Line]:
+def _shard(shard: Shard, width: int) -> Iterator[Line]:
     head = Span(f" shard {shard.shard}  ", HEAD)
     if shard.leader is None:
         yield [head, Span("nobody leads", BAD), Span(": start a controller", DIM)]
     else:
-        line = [head, Span("led by "), Span(cut(shard.leader, min(32, len(shard.leader))), NAME)]
+        holder = cut(shard.leader, max(8, min(len(shard.leader), width - BESIDE_HOLDER)))
+        line = [head, Span("led by "), Span(holder, NAME)]
         if not shard.answers:
             line.append(Span(" (no answer)", WARN))
         if shard.standbys:
-            line.append(Span(f", {shard.standbys} by", DIM))
+            line.append(Span(f"   {shard.standbys} standby", DIM))
         behind = shard.lag_messages
         if behind is not None:
             style = BAD if behind > FAR_BEHIND else WARN if behind > BEHIND else DIM
@@ -226,56 +229,70 @@ def _flow_cells(flow: Flow) -> list[Span]:
 
 # -- processes ------------------------------------------------------------------------------------
 WORK = (Column("in/s", 6), Column("busy", 5), Column("of", 5), Column("load", 6), Column("up", 6))
+SERVE = (*WORK[:4], Column("each", 6))
+"""`each`: how long a package takes."""
+ROLE_WIDTH = 11
 
 
 def _processes(view: View, width: int) -> Iterator[Line]:
-    if not view.roles and not view.servers:
+    if not view.roles:
         yield [Span("no role answers: what is shown is what the broker knows", WARN)]
-        return
     bar = BAR if width >= WIDE else 0
-    room = width - 11 - bar - sum(each.width for each in WORK)
-    name_width = min(max(NAME_MIN, room * 2 // 5), 40)
-    runs_width = max(1, room - name_width - 1)
-    head = f"{'ROLE':11}{'name'.ljust(name_width)} {'runs'.ljust(runs_width)}"
-    yield _header(head, len(head), WORK)
+    room = width - bar - sum(each.width for each in WORK)
+    name_width = min(max(NAME_MIN, (room - ROLE_WIDTH) * 2 // 5), 40)
+    runs_width = max(1, room - ROLE_WIDTH - name_width - 1)
+    if view.roles:
+        head = f"{'ROLE':{ROLE_WIDTH}}{'name':{name_width}} {'runs':{runs_width}}"
+        yield _header(head, len(head), WORK)
     for role in view.roles:
-        runs = ", ".join(role.phases)
+        runs = _first_of(role.phases, runs_width - len(_faults(role)))
         if role.role == "controller":
             runs = "leads" if role.leads else "stands by"
         yield [
-            Span(f"{role.role:11}"),
+            Span(f"{role.role:{ROLE_WIDTH}}"),
             Span(cut(role.name, name_width), NAME),
-            Span(" " + cut(_with_faults(role, runs), runs_width), WARN if _faulty(role) else ""),
+            Span(" " + _faults(role), BAD),
+            Span(cut(runs, max(0, runs_width - len(_faults(role))))),
             *_cells(WORK, _role_cells(role)),
             *_bar(role.load, bar),
         ]
+    if view.servers:
+        head = f"{'SERVER of':{ROLE_WIDTH + name_width}} {'at':{runs_width}}"
+        yield from ([], _header(head, len(head), SERVE))
     for server in view.servers:
         yield [
-            Span(f"{'server':11}"),
-            Span(cut(server.module, name_width), NAME),
+            Span(cut(server.module, ROLE_WIDTH + name_width), NAME),
             Span(" " + cut(server.address, runs_width)),
-            *_cells(WORK, _server_cells(server)),
+            *_cells(SERVE, _server_cells(server)),
             *_bar(server.load, bar),
         ]
 
 
-def _faulty(role: RoleRow) -> bool:
-    return bool(role.lost_slots or role.held_results)
+def _first_of(names: Sequence[str], width: int) -> str:
+    """As many of the names as there is room for, and how many more there are."""
+    for count in range(len(names), 0, -1):
+        more = len(names) - count
+        text = ", ".join(names[:count]) + (f" +{more}" if more else "")
+        if cell_len(text) <= width or count == 1:
+            return text
+    return ""
 
 
-def _with_faults(role: RoleRow, runs: str) -> str:
-    lost = f"{role.lost_slots} slots lost! " if role.lost_slots else ""
-    held = f"{role.held_results} held! " if role.held_results else ""
-    return f"{lost}{held}{runs}"
+def _faults(role: RoleRow) -> str:
+    """Slots in modules that do not come back, and results for which the broker has no room."""
+    lost = f"{role.lost_slots} lost " if role.lost_slots else ""
+    held = f"{role.held_results} held " if role.held_results else ""
+    return lost + held
 
 
 def _role_cells(role: RoleRow) -> list[Span]:
-    is_worker = role.role != "controller"
+    if role.role == "controller":
+        return [Span("")] * 4 + [Span(duration(role.up_s), DIM)]
     return [
-        Span(_value(role.in_s) if is_worker else ""),
-        _count(role.processing) if is_worker else Span(""),
-        _count(role.slots) if is_worker else Span(""),
-        _load(role.load) if is_worker else Span(""),
+        Span(_value(role.in_s)),
+        _count(role.processing),
+        _count(role.slots),
+        _load(role.load),
         Span(duration(role.up_s), DIM),
     ]
 
@@ -300,10 +317,8 @@ def _bar(load: float | None, width: int) -> list[Span]:
     if not width or load is None:
         return []
     full = round(min(load, 1.0) * (width - 1))
-    return [
-        Span(" " + "━" * full, WARN if load >= 0.95 else GOOD),
-        Span("━" * (width - 1 - full), DIM),
-    ]
+    rest = Span("╌" * (width - 1 - full), DIM)
+    return [Span(" " + "━" * full, WARN if load >= FULL else GOOD), rest]
 
 
 # -- cells ----------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ class RoleRow(msgspec.Struct, frozen=True):
 
     Attributes:
         leads: of a controller, whether it does.
+        slots: packages that run at the same time; of a bridge what servers take at once.
         load: `processing` by `slots`.
         lost_slots: slots in modules that do not come back.
         held_results: results for which the broker has no room.
@@ -289,6 +290,9 @@ def _roles(before: Reading, after: Reading, over_s: float) -> Iterator[RoleRow]:
             continue
         change = Change.of(_same(before, status), status, over_s)
         slots = change.total(catalogue.PHASE_SLOTS)
+        credit = change.total(catalogue.RELAY_CREDIT)
+        if status.role is Role.BRIDGE and slots and credit is not None:
+            slots = min(slots, credit)  # what servers take bounds it long before its own slots
         processing = change.total(catalogue.PHASE_PROCESSING)
         yield RoleRow(
             role=status.role.value,

@@ -11,6 +11,8 @@ def duration(seconds: float) -> str:
     """Seconds, in the unit that suits: at most 6 characters below 1,000 days."""
     if seconds < 0:
         return f"-{duration(-seconds)}"
+    if not seconds:
+        return "0 s"
     if seconds < 0.00095:
         return f"{seconds * 1e6:.0f} us"
     for number, unit in ((seconds * 1e3, "ms"), (seconds, "s")):
