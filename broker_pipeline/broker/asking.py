@@ -15,7 +15,12 @@ import nats.errors
 from broker_pipeline.broker import headers
 from broker_pipeline.broker.api import JetStreamApi
 from broker_pipeline.broker.connection import FLUSH_TIMEOUT_S, Connection, cancellable
-from broker_pipeline.broker.introspection import ANSWERS_MAX, Answerer, Presence
+from broker_pipeline.broker.introspection import (
+    ANSWERS_BYTES_MAX,
+    ANSWERS_MAX,
+    Answerer,
+    Presence,
+)
 from broker_pipeline.errors import BrokerError
 
 log = logging.getLogger(__name__)
@@ -84,12 +89,15 @@ class Asking:
         if not connection.up.is_set():
             raise connection.gone()
         answers: list[bytes] = []
+        room = ANSWERS_BYTES_MAX
         ended = asyncio.Event()
 
         def heard(_: str, __: str, answer: bytes, head: bytes | None) -> None:
+            nonlocal room
             if headers.status(head)[0] == NO_RESPONDERS:
                 ended.set()
-            elif len(answers) < ANSWERS_MAX:
+            elif len(answers) < ANSWERS_MAX and room >= len(answer):
+                room -= len(answer)
                 answers.append(answer)
 
         inbox = connection.nc.new_inbox()

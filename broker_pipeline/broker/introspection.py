@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ANSWERS_MAX = 1_000
 """Answers to one question at most: the rest is not heard."""
+ANSWERS_BYTES_MAX = 64 << 20
+"""And so many bytes of them, for anybody may answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,8 @@ class Introspection(Protocol):
         end of the connection. An answer that is larger than a message may be is not sent."""
 
     async def ask_all(self, subject: str, data: bytes, *, wait_s: float) -> list[bytes]:
-        """Ask all who answer on a subject; what they said within `wait_s`, ANSWERS_MAX at most.
+        """Ask all who answer on a subject; what they said within `wait_s`, at most ANSWERS_MAX
+        answers and ANSWERS_BYTES_MAX bytes.
 
         Returns at once where there is nobody. Raises ConnectionLostError.
         """
