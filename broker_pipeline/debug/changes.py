@@ -42,7 +42,9 @@ class Change:
         if before is not None and before.name == after.name and before.since == after.since:
             # Its own clock: the two were not heard just when the readings were taken.
             own_s = (after.at - before.at) / NS
-            return cls(_series(before), _series(after), own_s if own_s > 0 else over_s)
+            if own_s > 0:
+                return cls(_series(before), _series(after), own_s)
+            return cls(None, _series(after), over_s)  # one reading, given twice
         if before is not None and goes_on:
             return cls(_series(before), _series(after), over_s)
         up_s = (after.at - after.since) / NS

@@ -88,6 +88,12 @@ async def test_rates_are_differences_over_the_role_s_own_clock() -> None:
     assert seen.shards[0].leader == HOLDER and seen.shards[0].answers
 
 
+async def test_one_reading_given_twice_is_no_rate() -> None:
+    """A role that is asked too often gives what it said before: nothing is known, not 0."""
+    seen = pair(await quiet(), [leading(100, 40, at=1)], [leading(100, 40, at=1)])
+    assert (seen.total.flow.in_s, seen.total.inside) == (None, 60)
+
+
 async def test_a_new_leader_goes_on_with_the_counts_and_not_with_the_times() -> None:
     """Counts follow from the log; what took how long was seen by one process only."""
     took = [2_000_000] * 5

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from broker_pipeline.observe import catalogue, status
-from broker_pipeline.observe.meter import Meter
+from broker_pipeline.observe.meter import Meter, Sample
 from broker_pipeline.observe.status import Reporter, Role, Status, read_status
 
 WHO = Status(role=Role.WORKER, name="host-1", pipeline="p", phases=("c.one", "c.two"), version="1")
@@ -26,21 +26,36 @@ def test_a_status_comes_back_as_it_was_sent() -> None:
     assert list(found.samples) == meter.read()
 
 
-def test_however_many_ask_the_meter_is_read_ten_times_a_second(
-    monkeypatch: pytest.MonkeyPatch,
+class Slow(Meter):
+    """A meter of which a reading takes so long."""
+
+    def __init__(self, now: list[float], takes_s: float) -> None:
+        super().__init__()
+        self.now, self.takes_s, self.readings = now, takes_s, 0
+
+    def read(self) -> list[Sample]:
+        """Takes its time."""
+        self.now[0] += self.takes_s
+        self.readings += 1
+        return []
+
+
+@pytest.mark.parametrize(("takes_s", "readings"), [(0.0001, 10), (0.004, 2)])
+def test_however_many_ask_the_role_is_not_slowed(
+    monkeypatch: pytest.MonkeyPatch, takes_s: float, readings: int
 ) -> None:
-    """Whoever watches must not slow the role down: in between the last answer counts."""
-    meter = Meter()
-    counter = meter.counter(catalogue.PHASE_IN, "p", "c", "one")
+    """In a second of a thousand questions the meter is read ten times at most, and where that takes
+    longer less often; in between the last answer counts."""
     now = [0.0]
-    monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(status.time, "perf_counter", lambda: now[0])
+    meter = Slow(now, takes_s)
     reporter = Reporter(WHO, meter, now_ns=lambda: 0)
-    first = reporter.answer(b"")
-    counter.value += 1
-    assert reporter.answer(b"") == first
-    now[0] += status.REREAD_S
-    found = read_status(reporter.answer(b""))
-    assert found is not None and [each.value for each in found.samples] == [1]
+    answers = set()
+    while now[0] < 1:
+        answers.add(reporter.answer(b""))
+        now[0] += 0.001
+    assert meter.readings == readings
+    assert len(answers) == 1 and read_status(answers.pop()) == WHO
 
 
 @pytest.mark.parametrize(
