@@ -67,7 +67,9 @@ def _looked_at(facts: Facts) -> str:
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    """Commands in it can still be copied: words are not broken."""
+    """Commands in it can still be copied: words are not broken. What others have named may hold
+    what a terminal would take for a command."""
+    text = "".join(each if each.isprintable() else "?" for each in text)
     return textwrap.wrap(
         text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head),
         break_long_words=False, break_on_hyphens=False,

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 Interval = Annotated[
     float, typer.Option(min=0.2, max=60.0, metavar="SECONDS", help="How often to look.")
 ]
-Once = Annotated[bool, typer.Option(help="Look twice, print that, and end.")]
+Once = Annotated[bool, typer.Option("--once", help="Look twice, print that, and end.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Once, for programs; docs/operating.md.")]
 
 
