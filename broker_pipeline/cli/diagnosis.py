@@ -50,9 +50,8 @@ def as_json(facts: Facts, findings: Sequence[Finding]) -> str:
 
 def _looked_at(facts: Facts) -> str:
     broker = facts.broker
-    name = (
-        "" if broker.server.startswith("N") and len(broker.server) > 40 else f" {broker.server!r}"
-    )
+    # A server that was given no name has its key for one.
+    name = f" {broker.server!r}" if len(broker.server) < KEY_LENGTH else ""
     parts = [
         f"nats-server {broker.version}{name}, API level {broker.api_level}",
         f"{duration(broker.round_trip_s)} away",

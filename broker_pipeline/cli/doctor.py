@@ -8,7 +8,7 @@ import typer
 
 from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, say
 
-IN_TROUBLE = 1
+IN_TROUBLE, DID_NOT_LOOK = 1, 2
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +53,7 @@ def doctor(
 
     run_until_signal(lambda stop: unless_stopped(stop, look()))
     if not looked:  # Ctrl-C
-        raise typer.Exit(2)
+        raise typer.Exit(DID_NOT_LOOK)
     findings = examine(looked[0])
     tell = diagnosis.as_json if as_json else diagnosis.as_text
     say(tell(looked[0], findings))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from broker_pipeline.broker.introspection import BucketSpec
 from broker_pipeline.broker.port import Broker, Change, StreamSpec, StreamState
-from broker_pipeline.client.provisions import SHARED, provisions
+from broker_pipeline.client.provisions import SHARED, called, provisions
 from broker_pipeline.core.names import (
     STATE_BUCKET,
     Subjects,
@@ -74,7 +74,7 @@ async def deploy(broker: Broker, pipeline: Pipeline, replicas: int | None = None
     changes = _Changes()
     shared = None if replicas == 1 else replicas
     for spec in SHARED:
-        changes.note(_called(spec), await _ensure(broker, spec, shared))
+        changes.note(called(spec), await _ensure(broker, spec, shared))
     deployed = await deployed_plan(broker, pipeline.name)
     if deployed is None:
         await _forget_older_log(broker, pipeline.name)
@@ -223,10 +223,10 @@ def _require_size(broker: Broker, plan: Plan) -> None:
 async def _provision(broker: Broker, plan: Plan, replicas: int | None, changes: _Changes) -> None:
     wanted = provisions(plan, shard=SHARD, replicas=replicas)
     for spec in wanted.beside:
-        changes.note(_called(spec), await _ensure(broker, spec, replicas))
+        changes.note(called(spec), await _ensure(broker, spec, replicas))
     taken, size = await _limits(broker, plan)
     log = replace(wanted.log, subjects=taken, max_bytes=size)
-    changes.note(_called(log), await broker.ensure_stream(log))
+    changes.note(called(log), await broker.ensure_stream(log))
     for queue in wanted.queues:
         done = {await broker.ensure_consumer(log.name, each) for each in queue}
         what = f"consumer {queue[0].name}"
@@ -242,9 +242,3 @@ async def _ensure(broker: Broker, spec: StreamSpec | BucketSpec, replicas: int |
         return await broker.ensure_stream(spec)
     ensure = broker.ensure_object_bucket if spec.objects else broker.ensure_bucket
     return await ensure(spec.name, ttl_s=spec.ttl_s, replicas=replicas)
-
-
-def _called(spec: StreamSpec | BucketSpec) -> str:
-    if isinstance(spec, StreamSpec):
-        return f"stream {spec.name}"
-    return f"object bucket {spec.name}" if spec.objects else f"bucket {spec.name}"

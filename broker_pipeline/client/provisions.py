@@ -84,3 +84,10 @@ def provisions(plan: Plan, *, shard: int = 0, replicas: int | None = None) -> Pr
         for phase in controller.phases
     )
     return Provisions(tuple(beside), log, queues)
+
+
+def called(spec: StreamSpec | BucketSpec) -> str:
+    """A stream or bucket by its kind and name."""
+    if isinstance(spec, StreamSpec):
+        return f"stream {spec.name}"
+    return f"object bucket {spec.name}" if spec.objects else f"bucket {spec.name}"

@@ -20,36 +20,47 @@ class Change:
     """From what a process said before to what it says now.
 
     Attributes:
-        before, after: its samples; `before` is None where it had not been heard.
-        over_s: the time in between; of what was not heard before since it began.
-        goes_on: whether counters go on with those of another process.
+        counters: its counters before; None where they are not known.
+        times: its histograms before; None where they are not known.
+        after: all that it says now.
+        over_s: the time in between.
     """
 
-    before: Mapping[Series, Sample] | None
+    counters: Mapping[Series, Sample] | None
+    times: Mapping[Series, Sample] | None
     after: Mapping[Series, Sample]
     over_s: float
 
     @classmethod
-    def of(
-        cls, before: Status | None, after: Status, over_s: float, *, goes_on: bool = False
-    ) -> Change:
-        """The change between two statuses.
+    def of(cls, before: Status | None, after: Status, over_s: float) -> Change:
+        """The change between two statuses of one process.
 
         Args:
+            before: None where it was not heard: then what it counts is known if it began since.
             over_s: the time between the readings.
-            goes_on: whether `before` may be another process, whose counts this one goes on with.
         """
-        if before is not None and before.name == after.name and before.since == after.since:
-            # Its own clock: the two were not heard just when the readings were taken.
-            own_s = (after.at - before.at) / NS
-            if own_s > 0:
-                return cls(_series(before), _series(after), own_s)
-            return cls(None, _series(after), over_s)  # one reading, given twice
-        if before is not None and goes_on:
-            return cls(_series(before), _series(after), over_s)
-        up_s = (after.at - after.since) / NS
-        began_meanwhile = 0 < up_s <= over_s
-        return cls(NOTHING if began_meanwhile else None, _series(after), over_s)
+        if before is None:
+            began_since = 0 < (after.at - after.since) / NS <= over_s
+            known = NOTHING if began_since else None
+            return cls(known, known, _series(after), over_s)
+        # By its own clock: it was not heard just when the readings were taken.
+        own_s = (after.at - before.at) / NS
+        if own_s <= 0:  # one reading, given twice
+            return cls(None, None, _series(after), over_s)
+        known = _series(before)
+        return cls(known, known, _series(after), own_s)
+
+    @classmethod
+    def of_leader(
+        cls, before: Status | None, leader: Status | None, after: Status, over_s: float
+    ) -> Change:
+        """The same of a leader: its counters follow from the log, so it goes on with those of
+        `leader`, who led before; its histograms are its own."""
+        own = cls.of(before, after, over_s)
+        if leader is not None and leader is before:
+            return own
+        counters = None if leader is None else _series(leader)
+        return cls(counters, own.times, own.after, over_s)
 
     def value(self, metric: Metric, *labels: str) -> float | None:
         """A gauge, now."""
@@ -64,13 +75,13 @@ class Change:
         """What each bucket of a histogram grew by; empty where that is not known."""
         series = (metric.name, labels)
         now = self.after.get(series)
-        if now is None or self.before is None or len(now.counts) != len(metric.bounds) + 1:
+        if now is None or self.times is None or len(now.counts) != len(metric.bounds) + 1:
             return ()
-        was = self.before.get(series)
+        was = self.times.get(series)
         if was is None or len(was.counts) != len(now.counts):
             return now.counts
         grew = tuple(a - b for a, b in zip(now.counts, was.counts, strict=True))
-        return now.counts if min(grew) < 0 else grew  # another process began from nothing
+        return grew if min(grew) >= 0 else ()
 
     def total(self, metric: Metric) -> float | None:
         """A gauge, summed over all its labels."""
@@ -82,11 +93,11 @@ class Change:
 
     def _rate(self, series: Series) -> float | None:
         now = self.after.get(series)
-        if now is None or self.before is None:
+        if now is None or self.counters is None:
             return None
-        was = self.before.get(series)
+        was = self.counters.get(series)
         grew = now.value - (0.0 if was is None else was.value)
-        return (now.value if grew < 0 else grew) / self.over_s
+        return grew / self.over_s if grew >= 0 else None
 
 
 def summed(values: Iterable[float | None]) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from broker_pipeline.broker.introspection import BucketSpec, ConsumerState
 from broker_pipeline.broker.port import ConsumerSpec, StreamSpec
-from broker_pipeline.client.provisions import provisions
+from broker_pipeline.client.provisions import called, provisions
 from broker_pipeline.core.names import stream_name
 from broker_pipeline.core.plan import differences, unfollowable
 from broker_pipeline.core.retention import CLOSE
@@ -38,13 +38,6 @@ def check_provisions(facts: Facts) -> Iterator[Finding]:
     yield from _replicas(facts)
     yield from _level(facts)
     yield from _consumers(facts)
-
-
-def called(spec: StreamSpec | BucketSpec) -> str:
-    """A stream or bucket by its kind and name."""
-    if isinstance(spec, StreamSpec):
-        return f"stream {spec.name}"
-    return f"object bucket {spec.name}" if spec.objects else f"bucket {spec.name}"
 
 
 def is_log(spec: StreamSpec | BucketSpec, facts: Facts) -> bool:

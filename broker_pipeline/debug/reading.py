@@ -261,7 +261,10 @@ async def _statuses(broker: Broker, plan: Plan, wait_s: float) -> tuple[Status, 
     answers = await asyncio.gather(*(broker.ask_all(s, b"", wait_s=wait_s) for s in subjects))
     found = (read_status(answer) for each in answers for answer in each)
     known = [each for each in found if each is not None]
-    return tuple(sorted(known, key=lambda each: (each.role, each.name, each.address, each.since)))
+    order = list(Role)
+    return tuple(
+        sorted(known, key=lambda s: (order.index(s.role), s.name, s.address, s.since, s.holder))
+    )
 
 
 async def _queues(

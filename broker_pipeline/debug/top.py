@@ -191,11 +191,10 @@ def view(before: Reading, after: Reading) -> View:
 
 
 def _leader_change(before: Reading, after: Reading, over_s: float) -> Change | None:
-    """What the leader has counted. Its counts follow from the log, so that the next leader goes on
-    with those of the one before."""
+    """What was counted by whoever leads, and led."""
     if after.leader is None:
         return None
-    return Change.of(before.leader, after.leader, over_s, goes_on=True)
+    return Change.of_leader(_same(before, after.leader), before.leader, after.leader, over_s)
 
 
 def _shard(before: Reading, after: Reading, over_s: float) -> Shard:

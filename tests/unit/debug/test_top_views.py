@@ -106,6 +106,31 @@ async def test_a_new_leader_goes_on_with_the_counts_and_not_with_the_times() -> 
     assert seen.total.flow.p99_s is not None and seen.total.flow.p99_s < 0.003
 
 
+async def test_a_leader_after_nobody_has_no_rates_yet() -> None:
+    """What it counts came long before: the log's counts are not what it did since it began."""
+    new = leading(9_000_000, 40, at=5, began=4)
+    seen = pair(await quiet(), [], [new])
+    assert (seen.total.flow.in_s, seen.total.flow.out_s) == (None, None)
+    assert seen.total.inside == 9_000_000 - 40
+
+
+async def test_a_standby_that_took_over_is_compared_with_itself() -> None:
+    """Its times of an earlier term are not those of what leaves now."""
+    standby = msgspec.structs.replace(
+        leading(0, 0, [10**9] * 90, at=1, name="host-2"), holder="other"
+    )
+    now = msgspec.structs.replace(
+        leading(900, 440, [10**9] * 90 + [1_000_000] * 5, at=9, name="host-2"), holder="other"
+    )
+    reading = await quiet()
+    assert reading.lease is not None
+    lease = msgspec.structs.replace(reading.lease, holder="other")
+    before = replace(reading, statuses=(leading(100, 40, at=1), standby))
+    after = replace(reading, statuses=(now,), lease=lease, at_ns=reading.at_ns + 10 * NS)
+    flow = view(before, after).total.flow
+    assert flow.in_s == 80 and flow.p99_s is not None and flow.p99_s <= 0.001
+
+
 async def test_quantiles_are_of_what_left_meanwhile() -> None:
     """Not of everything since the role began; None where nothing left."""
     before, slow = [1_000_000] * 100, [400_000_000] * 10
