@@ -83,6 +83,12 @@ class Change:
         grew = tuple(a - b for a, b in zip(now.counts, was.counts, strict=True))
         return grew if min(grew) >= 0 else ()
 
+    def observed(self, metric: Metric, *labels: str) -> float | None:
+        """How many a second a histogram counted, whatever its last label."""
+        series = [key for key in self.after if key[0] == metric.name and key[1][:-1] == labels]
+        counts = [self.counts(metric, *found) for _, found in series]
+        return summed(sum(each) / self.over_s for each in counts if each)
+
     def total(self, metric: Metric) -> float | None:
         """A gauge, summed over all its labels."""
         return summed(each.value for (name, _), each in self.after.items() if name == metric.name)

@@ -216,12 +216,12 @@ def _roles(after: Reading) -> Iterator[Finding]:
         )
 
 
-def _sum(reading: Reading, metric: Metric, label: str | None = None) -> float:
+def _sum(reading: Reading, metric: Metric, last: str | None = None) -> float:
     return sum(
         sample.value
         for status in reading.statuses
         for sample in status.samples
-        if sample.name == metric.name and (label is None or label in sample.labels)
+        if sample.name == metric.name and (last is None or sample.labels[-1:] == (last,))
     )
 
 

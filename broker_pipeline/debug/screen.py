@@ -262,10 +262,14 @@ def _processes(view: View, width: int) -> Iterator[Line]:
     for server in view.servers:
         yield [
             Span(cut(server.module, ROLE_WIDTH + name_width), NAME),
-            Span(" " + cut(server.address, runs_width)),
+            Span(" " + cut(_at(server), runs_width), BAD if server.state == "none" else ""),
             *_cells(SERVE, _server_cells(server)),
             *_bar(server.load, bar),
         ]
+
+
+def _at(server: ServerRow) -> str:
+    return f"{server.address} ({server.state})" if server.state else server.address
 
 
 def _first_of(names: Sequence[str], width: int) -> str:

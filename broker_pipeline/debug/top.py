@@ -6,17 +6,20 @@ A value is None where nobody told it. Everything here is a plain value: `top --o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
 from broker_pipeline.debug.changes import Change, summed
-from broker_pipeline.debug.reading import Queue, Reading
+from broker_pipeline.debug.reading import REGISTRY, Queue, Reading
 from broker_pipeline.external.registry import Announcement
 from broker_pipeline.journey import NS
 from broker_pipeline.observe import catalogue
 from broker_pipeline.observe.meter import Metric, quantile
 from broker_pipeline.observe.status import Role, Status
+
+RELAY_LABELS = len(catalogue.RELAY_SERVERS.labels)
 
 Rates = dict[str, float]
 """Packages a second by outcome."""
@@ -139,11 +142,18 @@ class RoleRow(msgspec.Struct, frozen=True):
 
 
 class ServerRow(msgspec.Struct, frozen=True):
-    """A module server that is announced. `capacity` 0 and `run_time_s` 0: it does not say."""
+    """A module server that is announced; or all behind a target that is not in the registry, as
+    bridges and workers see them. `capacity` 0 and `run_time_s` 0: not known.
+
+    Attributes:
+        name: of the process; '' where it is not known.
+        state: what callers say of them, such as `2 good, 1 ejected`; '' where it is announced.
+    """
 
     module: str
     address: str
     name: str
+    state: str
     in_s: float | None
     running: int
     waiting: int
@@ -186,7 +196,12 @@ def view(before: Reading, after: Reading) -> View:
         controllers=tuple(_controllers(after, leader)),
         phases=tuple(_phase(before, after, queue, over_s) for queue in after.queues),
         roles=tuple(_roles(before, after, over_s)),
-        servers=tuple(_server(before, after, each, over_s) for each in after.servers),
+        servers=(
+            *(_server(before, after, each, over_s) for each in after.servers),
+            *_servers_as_seen(
+                [Change.of(_same(before, each), each, over_s) for each in after.statuses]
+            ),
+        ),
     )  # fmt: skip
 
 
@@ -317,6 +332,7 @@ def _server(before: Reading, after: Reading, said: Announcement, over_s: float) 
         module=said.name,
         address=said.address,
         name=said.server if status is None else status.name,
+        state="",
         in_s=None if change is None else change.total_rate(catalogue.SERVER_IN),
         running=said.running,
         waiting=said.waiting,
@@ -324,6 +340,41 @@ def _server(before: Reading, after: Reading, said: Announcement, over_s: float) 
         load=said.running / said.capacity if said.capacity else None,
         run_time_s=said.run_time_ns / NS,
     )
+
+
+def _servers_as_seen(changes: Sequence[Change]) -> Iterator[ServerRow]:
+    """The servers that announce themselves nowhere, by module and target."""
+    of = {
+        (labels[-3], labels[-2], labels[:-1])
+        for change in changes
+        for name, labels in change.after
+        if name == catalogue.RELAY_SERVERS.name and len(labels) == RELAY_LABELS
+    }
+    for module, target, labels in sorted(of):
+        if target.startswith(REGISTRY):
+            continue
+        sent, calls, credit = (
+            int(summed(each.value(metric, *labels) for each in changes) or 0)
+            for metric in (catalogue.RELAY_SENT, catalogue.RELAY_CALLS, catalogue.RELAY_CREDIT)
+        )
+        ended = summed(each.observed(catalogue.RELAY_TIME, *labels) for each in changes)
+        states: Counter[str] = Counter()
+        for change in changes:
+            for (name, found), sample in change.after.items():
+                if name == catalogue.RELAY_SERVERS.name and found[:-1] == labels:
+                    states[found[-1]] += int(sample.value)
+        yield ServerRow(
+            module=module,
+            address=target,
+            name="",
+            state=", ".join(f"{n} {state}" for state, n in states.items() if n) or "none",
+            in_s=ended,
+            running=sent,
+            waiting=max(0, calls - sent),
+            capacity=credit,
+            load=sent / credit if credit else None,
+            run_time_s=0.0,
+        )
 
 
 def _same(before: Reading, status: Status) -> Status | None:

@@ -403,8 +403,8 @@ async def test_what_roles_say_of_themselves(ward: Ward) -> None:
     samples = (
         catalogue.PHASE_HELD.sample(*phase, value=3),
         catalogue.PHASE_LOST_SLOTS.sample(*phase, value=1),
-        catalogue.RELAY_SERVERS.sample("p", "asr", "t", "ejected", value=2),
-        catalogue.RELAY_SERVERS.sample("p", "asr", "t", "good", value=5),
+        catalogue.RELAY_SERVERS.sample(*phase, "ejected", "t", "ejected", value=2),
+        catalogue.RELAY_SERVERS.sample(*phase, "ejected", "t", "good", value=5),
     )
     await ward.join(Role.WORKER, ("c.one",), version="2", samples=samples)
     found = await ward.found()

@@ -34,7 +34,7 @@ VIEW = View(
         RoleRow("controller", "host-1", (), "1", 99.0, True, None, None, None, None, 0, 0),
         RoleRow("worker", "host-2", ("tidy.upper",), "1", 9.0, False, 512.0, 3, 4, 0.75, 1, 2),
     ),
-    servers=(ServerRow("asr", "host:50051", "host-3", 12.0, 4, 1, 4, 1.0, 0.02),),
+    servers=(ServerRow("asr", "host:50051", "host-3", "1 good", 12.0, 4, 1, 4, 1.0, 0.02),),
 )
 UNKNOWN = View(
     pipeline="shout",
@@ -62,7 +62,7 @@ def test_everything_is_on_eighty_columns() -> None:
         "shout", "led by host-1-abcdef", "1 standby", "behind 12", "1.0 GiB of 4.0 GiB",
         "in 512/s", "out 66/s", "inside 42", "p50 1.2 ms", "error 3", "outdated 12",
         "host-2", "tidy.upper", "75%", "1 lost", "2 held", "leads", "asr",
-        "host:50051", "100%", "1234", "61 s",
+        "host:50051 (1 good)", "100%", "1234", "61 s",
     ):  # fmt: skip
         assert part in text, part
     assert "…" not in text

@@ -186,7 +186,7 @@ async def test_what_a_bridge_can_take_is_what_its_servers_take() -> None:
         samples=(
             catalogue.PHASE_PROCESSING.sample(*ONE, value=3),
             catalogue.PHASE_SLOTS.sample(*ONE, value=1000),
-            catalogue.RELAY_CREDIT.sample("p", "m", "t", value=6),
+            catalogue.RELAY_CREDIT.sample(*ONE, "m", "t", value=6),
         ),
     )  # fmt: skip
     (role,) = pair(await quiet(), [], [bridge]).roles
@@ -246,6 +246,42 @@ async def test_a_module_server_by_what_it_announces_and_what_it_says() -> None:
     assert (server.in_s, server.load, server.run_time_s, server.waiting) == (10, 0.75, 0.05, 2)
     (server,) = pair(reading, [], []).servers
     assert (server.in_s, server.name) == (None, "host-7")
+
+
+def relaying(target: str, ended: int, **others: float | str) -> Status:
+    """What a bridge says of servers that announce themselves nowhere, or do."""
+    labels = (*ONE, "asr", target)
+    took = counts(catalogue.RELAY_TIME, *[10**7] * ended)
+    samples = [
+        catalogue.RELAY_SERVERS.sample(*labels, "good", value=2),
+        catalogue.RELAY_SERVERS.sample(*labels, "ejected", value=1),
+        catalogue.RELAY_SERVERS.sample(*labels, "full", value=0),
+        catalogue.RELAY_SENT.sample(*labels, value=3),
+        catalogue.RELAY_CALLS.sample(*labels, value=5),
+        catalogue.RELAY_CREDIT.sample(*labels, value=4),
+        Sample(catalogue.RELAY_TIME.name, (*labels, "success"), 0.0, took),
+        catalogue.RELAY_SERVERS.sample("too few", value=1),
+    ]
+    return status(Role.BRIDGE, samples, **others)  # type: ignore[arg-type]
+
+
+async def test_servers_that_are_announced_nowhere_are_what_bridges_see() -> None:
+    """By module and target, over all bridges; those of the registry tell of themselves."""
+    seen = pair(
+        await quiet(),
+        [relaying("dns:///asr:1", 10, at=0), relaying("registry:///asr", 1, name="host-2")],
+        [
+            relaying("dns:///asr:1", 60, at=10),
+            relaying("registry:///asr", 9, at=10, name="host-2"),
+            relaying("dns:///asr:1", 20, at=10, name="host-3", began=5),
+        ],
+    )
+    (server,) = seen.servers
+    assert (server.module, server.address, server.state) == (
+        "asr", "dns:///asr:1", "4 good, 2 ejected"
+    )  # fmt: skip
+    assert (server.running, server.waiting, server.capacity, server.load) == (6, 4, 8, 0.75)
+    assert server.in_s == 7
 
 
 async def test_a_view_is_plain_values() -> None:
