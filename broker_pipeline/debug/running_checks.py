@@ -21,6 +21,8 @@ BEHIND_MESSAGES = 1_000
 """A leader applies some 5,000 a second: fewer than this are under way."""
 GREW_MESSAGES = 100
 """A queue that has grown by so much between two looks, and by a tenth, grows."""
+USABLE = ("good", "full", "probing")
+"""States of a module server that may get packages."""
 OLD_S = 60.0
 """A package that waits for a worker for so long is late for anything live."""
 
@@ -132,17 +134,36 @@ def _workers(facts: Facts, after: Reading, earlier: Queue, queue: Queue) -> Iter
 
 def _servers(after: Reading, queue: Queue) -> Iterator[Finding]:
     there = {each.name for each in after.servers}
+    inside = queue.pending + queue.delivered
+    waits = f"; {inside} packages wait" if inside else ""
     for target in queue.targets:
         name = target.removeprefix(REGISTRY)
         if target.startswith(REGISTRY) and name not in there:
-            inside = queue.pending + queue.delivered
             yield (trouble if inside else warning)(
                 "no-server",
-                f"no server of module {name!r} is announced, which phase {queue.name} needs"
-                + (f"; {inside} packages wait" if inside else ""),
+                f"no server of module {name!r} is announced, which phase {queue.name} needs{waits}",
                 "start one that announces itself: broker-pipeline serve MODULE --announce URL "
                 f"--name {name}",
             )
+        elif not target.startswith(REGISTRY) and _usable(after, queue, target) == 0:
+            yield (trouble if inside else warning)(
+                "no-server",
+                f"no server answers at {target!r}, which phase {queue.name} needs{waits}",
+                "start one there, or correct the module's target",
+            )
+
+
+def _usable(reading: Reading, queue: Queue, target: str) -> int | None:
+    """How many servers callers have behind a target; None where nobody says."""
+    counts = [
+        (sample.labels[-1], sample.value)
+        for status in reading.statuses
+        for sample in status.samples
+        if sample.name == catalogue.RELAY_SERVERS.name
+        and sample.labels[1:3] == (queue.controller, queue.phase)
+        and sample.labels[-2:-1] == (target,)
+    ]
+    return sum(value > 0 for state, value in counts if state in USABLE) if counts else None
 
 
 def _growth(earlier: Queue, queue: Queue) -> Iterator[Finding]:

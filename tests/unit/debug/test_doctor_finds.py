@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from broker_pipeline import Controller, Phase, Pipeline, StatefulModule
+from broker_pipeline import Controller, ExternalModule, Phase, Pipeline, StatefulModule
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.introspection import Presence, Room
 from broker_pipeline.broker.monitoring import ServerSettings
@@ -361,6 +361,23 @@ async def test_module_servers_that_are_not_announced() -> None:
     await ward.queue("c.two")
     assert (await ward.found())["no-server"].severity is Severity.TROUBLE
     await announced(ward)
+    assert "no-server" not in await ward.found()
+
+
+async def test_module_servers_at_an_address_that_do_not_answer() -> None:
+    """By what bridges say: only where all of them have nobody."""
+    there = ExternalModule("asr", target="asr:50051")
+    ward = await Ward.healthy(Pipeline("p", [Controller("c", [Phase("two", [there])])]))
+    assert "no-server" not in await ward.found()
+    labels = ("p", "c", "two", "asr", "asr:50051")
+    away = catalogue.RELAY_SERVERS.sample(*labels, "away", value=1)
+    none = catalogue.RELAY_SERVERS.sample(*labels, "good", value=0)
+    await ward.join(Role.BRIDGE, ("c.two",), samples=(away, none))
+    found = await ward.found()
+    assert found["no-server"].severity is Severity.WARNING
+    assert "'asr:50051'" in found["no-server"].what
+    good = catalogue.RELAY_SERVERS.sample(*labels, "good", value=1)
+    await ward.join(Role.BRIDGE, ("c.two",), samples=(good,))
     assert "no-server" not in await ward.found()
 
 
