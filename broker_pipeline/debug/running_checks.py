@@ -117,7 +117,8 @@ def _workers(facts: Facts, after: Reading, earlier: Queue, queue: Queue) -> Iter
     if runs and queue.pending and not (asks or queue.delivered or earlier.delivered):
         yield warning(
             "workers-idle",
-            f"{len(runs)} run phase {queue.name}, and nobody asks for its {queue.pending} packages",
+            f"phase {queue.name} is run ({len(runs)} times), and nobody asks for its packages; waiting: "
+            f"{queue.pending}",
             "see their lines: they may wait for module servers, or for room in the broker",
         )
     if runs or asks or queue.members:
@@ -127,7 +128,7 @@ def _workers(facts: Facts, after: Reading, earlier: Queue, queue: Queue) -> Iter
     inside = queue.pending + queue.delivered
     yield (trouble if inside else warning)(
         "no-worker",
-        f"no {role} runs phase {queue.name}" + (f"; {inside} packages wait" if inside else ""),
+        f"no {role} runs phase {queue.name}" + (f"; packages waiting: {inside}" if inside else ""),
         f"start one: broker-pipeline {role} {facts.target} --phase {queue.name}",
     )
 
@@ -135,7 +136,7 @@ def _workers(facts: Facts, after: Reading, earlier: Queue, queue: Queue) -> Iter
 def _servers(after: Reading, queue: Queue) -> Iterator[Finding]:
     there = {each.name for each in after.servers}
     inside = queue.pending + queue.delivered
-    waits = f"; {inside} packages wait" if inside else ""
+    waits = f"; packages waiting: {inside}" if inside else ""
     for target in queue.targets:
         name = target.removeprefix(REGISTRY)
         if target.startswith(REGISTRY) and name not in there:
@@ -219,20 +220,20 @@ def _roles(after: Reading) -> Iterator[Finding]:
     if held := _sum(after, catalogue.PHASE_HELD):
         yield trouble(
             "results-held",
-            f"workers hold {held:g} results: the broker has no room for them",
+            f"workers hold results, for the broker has no room for them: {held:g}",
             "make room, as account-full or server-full says; they go on by themselves",
         )
     if lost := _sum(after, catalogue.PHASE_LOST_SLOTS):
         yield warning(
             "slots-lost",
-            f"{lost:g} slots are lost in modules that did not come back after their timeout_s",
+            f"slots are lost in modules that did not come back after their timeout_s: {lost:g}",
             "a worker begins anew when half of its slots are lost; see what the modules wait for",
         )
     ejected = _sum(after, catalogue.RELAY_SERVERS, "ejected")
     if ejected:
         yield warning(
             "servers-ejected",
-            f"bridges leave {ejected:g} module servers out, which failed",
+            f"bridges leave out module servers that failed: {ejected:g}",
             "they are tried again by themselves; see what those servers say",
         )
 
