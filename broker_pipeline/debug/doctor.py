@@ -20,6 +20,7 @@ from broker_pipeline.client.deploy import SHARD, deployed_plan
 from broker_pipeline.client.provisions import SHARED, provisions
 from broker_pipeline.core.names import (
     attempts_bucket,
+    consumer_name,
     log_subjects,
     presence_subject,
     readable_instance,
@@ -61,6 +62,7 @@ ATTEMPTS_MAX = 20
 ALIVE_S = 0.3
 UNKNOWN = (NotFoundError, UnknownPhaseError, MalformedPackageError, ValueError, RecursionError)
 """A record of a package that is gone, or of none: anybody may write one."""
+RECORD_KEY = re.compile(rf"{SHARD}\.([\w-]+)\.([\w-]+)\.([0-9]{{1,19}})")
 REPLAY = "-replay-"
 """Between a pipeline's name and what makes a replay of it unlike others."""
 
@@ -170,16 +172,16 @@ async def _attempted(broker: Broker, plan: Plan, reading: Reading) -> list[Attem
         return []
     places = []
     for key in keys:
-        parts = key.split(".")
-        if len(parts) == 4 and parts[3].isdigit():  # what others write there is no record
-            places.append((int(parts[3]), parts[1], parts[2], key))
+        match = RECORD_KEY.fullmatch(key)  # what others write there is no record
+        if match is not None and int(match[3]) <= reading.log.state.last_seq:
+            places.append((int(match[3]), match[1], match[2], key))
     found = []
     for stream_seq, controller, phase, key in sorted(places, reverse=True)[:ATTEMPTS_MAX]:
         with contextlib.suppress(*UNKNOWN):
             deliver_max = plan.phase(controller, phase).max_deliver
             entry = await broker.kv_get(bucket, key)
             message = await broker.get_message(log, stream_seq)
-            if entry is None or _is_done(reading, message):
+            if entry is None or _is_done(reading, consumer_name(controller, phase), message):
                 continue
             record = msgspec.msgpack.decode(entry.value, type=Record)
             trusted = min(TRUSTED_DELIVERIES, deliver_max)
@@ -195,13 +197,13 @@ async def _attempted(broker: Broker, plan: Plan, reading: Reading) -> list[Attem
     return found
 
 
-def _is_done(reading: Reading, message: Message) -> bool:
-    """Whether the consumer of a queued message has passed it."""
+def _is_done(reading: Reading, queue: str, message: Message) -> bool:
+    """Whether the consumer of a queued message, of its lane where there are some, has passed it."""
     return any(
-        message.subject.startswith(each.filter.removesuffix(">"))
+        (name == queue or name.startswith(f"{queue}="))
+        and message.subject.startswith(each.filter.removesuffix(">"))
         and message.stream_seq < each.needs
-        for each in reading.consumers.values()
-        if each.durable
+        for name, each in reading.consumers.items()
     )
 
 

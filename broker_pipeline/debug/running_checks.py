@@ -117,7 +117,7 @@ def _workers(facts: Facts, after: Reading, earlier: Queue, queue: Queue) -> Iter
     if runs and queue.pending and not (asks or queue.delivered or earlier.delivered):
         yield warning(
             "workers-idle",
-            f"phase {queue.name} is run ({len(runs)} times), and nobody asks for its packages; waiting: "
+            f"{runs[0].name} runs phase {queue.name}, and nobody asks for its packages; waiting: "
             f"{queue.pending}",
             "see their lines: they may wait for module servers, or for room in the broker",
         )

@@ -406,7 +406,14 @@ async def test_packages_that_may_be_killing_their_workers(ward: Ward) -> None:
         if number == 77:
             ward.server.stream("BP_p_0").consumers["c=one"].take(0)
             ward.server.stream("BP_p_0").consumers["c=one"].forget(ack.stream_seq)
-    for key in ("0.c.one.x", "0.c.none.1", "strange", "0.c.one.999"):
+    for key in (
+        "0.c.one.x",
+        "0.c.none.1",
+        "strange",
+        "0.c.one.999",
+        "0.c.one.²",
+        f"0.c.one.{10**18}",
+    ):
         await ward.broker.kv_put(attempts_bucket("p"), key, b"?")
     found = await ward.found()
     assert "78 of 'a b' in c.one (4 of 5)" in found["poison"].what
