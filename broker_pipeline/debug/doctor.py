@@ -189,7 +189,7 @@ async def _attempted(broker: Broker, plan: Plan, reading: Reading) -> list[Attem
                 Attempted(
                     f"{controller}.{phase}",
                     readable_instance(message.subject.rpartition(".")[2]),
-                    parse_envelope(message.data).id,
+                    f"{plan.pipeline}/{SHARD}/{parse_envelope(message.data).id}",
                     trusted - record.spared + record.begun,
                     deliver_max,
                 )

@@ -75,14 +75,14 @@ class Attempted:
 
     Attributes:
         phase: CONTROLLER.PHASE.
-        package: its id.
+        package: its id, PIPELINE/SHARD/NUMBER.
         begun: runs of it that were recorded before they began.
         begun_max: after so many it is not run again.
     """
 
     phase: str
     instance: str
-    package: int
+    package: str
     begun: int
     begun_max: int
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker_pipeline.broker import provision
@@ -21,11 +22,12 @@ from broker_pipeline.broker.jetstream import JetStreamBroker, connect
 from broker_pipeline.broker.monitoring import server_settings
 from broker_pipeline.broker.port import ConsumerSpec
 from broker_pipeline.client.deploy import deploy
-from broker_pipeline.core.names import attempts_bucket, ingress_subject, stream_name
+from broker_pipeline.core.names import attempts_bucket, attempts_key, ingress_subject, stream_name
 from broker_pipeline.debug.doctor import examine, gather
 from broker_pipeline.debug.findings import Finding, Severity
 from broker_pipeline.errors import MonitoringError
 from broker_pipeline.runtime.local import LocalRoles
+from broker_pipeline.runtime.suspects import Record
 from tests.integration import pipelines
 from tests.integration.processes import Role, until
 
@@ -168,12 +170,25 @@ async def test_roles_that_were_killed(site: Site) -> None:
                         return
 
         await finds("no-worker")
+        await record_attempts(site.broker)
+        found = await site.found()
+        assert "ordered/0/2 of 'i' in tidy.upper (4 of 20)" in found["poison"].what
         roles[0].send(signal.SIGKILL)
         await roles[0].ended()
         await finds("no-leader")
     finally:
         for role in roles:
             await role.end()
+
+
+async def record_attempts(broker: JetStreamBroker) -> None:
+    """As if the package that waits had come again and again."""
+    bucket = attempts_bucket(PIPELINE.name)
+    queued = await broker.next_message(LOG, "bp.ordered.0.work.>", start_seq=1)
+    assert queued is not None
+    for stream_seq in (queued.stream_seq, 10**12):
+        key = attempts_key(0, "tidy", "upper", stream_seq)
+        await broker.kv_put(bucket, key, msgspec.msgpack.encode(Record(begun=2)))
 
 
 async def test_what_the_command_says_and_ends_with(site: Site) -> None:

@@ -416,9 +416,9 @@ async def test_packages_that_may_be_killing_their_workers(ward: Ward) -> None:
     ):
         await ward.broker.kv_put(attempts_bucket("p"), key, b"?")
     found = await ward.found()
-    assert "78 of 'a b' in c.one (4 of 5)" in found["poison"].what
-    assert "77" not in found["poison"].what
-    assert "inspect app:pipeline 78" in found["poison"].remedy
+    assert "p/0/78 of 'a b' in c.one (4 of 5)" in found["poison"].what
+    assert "/77" not in found["poison"].what
+    assert "inspect app:pipeline p/0/78" in found["poison"].remedy
 
 
 async def test_what_roles_say_of_themselves(ward: Ward) -> None:
