@@ -30,6 +30,10 @@ STATE_IDLE_FACTOR = 24
 default): the log that they were computed from may be purged, while an instance goes on without
 storing a state, because all its packages end before."""
 
+DUPLICATE_WINDOW_S = 120.0
+"""So long a log remembers message ids: well above the time in which a role that is paused or cut
+off is noticed, and so may repeat itself."""
+
 SHARED = (BucketSpec(STATE_BUCKET), BucketSpec(LEASE_BUCKET, ttl_s=LEASE_TTL_S))
 """What all pipelines of a broker share."""
 
@@ -61,7 +65,10 @@ def provisions(plan: Plan, *, shard: int = 0, replicas: int | None = None) -> Pr
     subjects = Subjects(name, shard)
     kept_s = STATE_IDLE_FACTOR * plan.instance_idle_ns / NS
     snapshots = StreamSpec(
-        snapshot_stream(name, shard), (snapshot_subject(name, shard),), replicas=replicas
+        snapshot_stream(name, shard),
+        (snapshot_subject(name, shard),),
+        duplicate_window_s=DUPLICATE_WINDOW_S,
+        replicas=replicas,
     )
     beside: list[StreamSpec | BucketSpec] = [snapshots, BucketSpec(module_bucket(name), kept_s)]
     if any(phase.stateful for controller in plan.controllers for phase in controller.phases):
@@ -73,6 +80,7 @@ def provisions(plan: Plan, *, shard: int = 0, replicas: int | None = None) -> Pr
         log_subjects(name, shard),
         (ingress_subject(name, "*"), subjects.arrival("{{wildcard(1)}}")),
         max_bytes=plan.log_bytes_max,
+        duplicate_window_s=DUPLICATE_WINDOW_S,
         replicas=replicas,
     )
     queues = tuple(

@@ -12,8 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 from broker_pipeline.broker import large_payloads
-from broker_pipeline.broker.port import StreamSpec
 from broker_pipeline.client import deploy as deploying
+from broker_pipeline.client import provisions
 from broker_pipeline.core import plan, snapshot
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.journey import NS
@@ -228,11 +228,7 @@ class Cluster:
                 (states, "STORE_EVERY_S", scenario.state_every_s),
                 (states, "HEADROOM_BYTES", (1 << 20) if scenario.large_states else 1024),
                 (states, "time", SimpleNamespace(monotonic=self.loop.time)),
-                (
-                    deploying,
-                    "StreamSpec",
-                    partial(StreamSpec, duplicate_window_s=scenario.window_s),
-                ),
+                (provisions, "DUPLICATE_WINDOW_S", scenario.window_s),
             ):
                 stack.enter_context(patch.object(place, name, value))
             yield
