@@ -129,14 +129,19 @@ class ServerRelay:
 
     # -- calls ----------------------------------------------------------------------------------
     async def call(
-        self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
+        self,
+        package: pb.DataPackage,
+        *,
+        state: bytes | None,
+        deadline_ns: int | None,
+        traceparent: str = "",
     ) -> Answer:
         """See `Relay.call`."""
         if self._failed is not None:
             raise self._failed
         future = asyncio.get_running_loop().create_future()
         now_ns = time.monotonic_ns()
-        call = Call(package, state, deadline_ns, future, now_ns)
+        call = Call(package, state, deadline_ns, future, now_ns, traceparent)
         self._calls.add(call)
         self._waiting.append(call)
         self._taken = True

@@ -30,12 +30,13 @@ class Call:
         error: what it ends with, should nothing better come.
         answer: an ERROR that one of several servers answered, which counts before `error`.
         avoid: who gave it back last.
+        traceparent: what the server is told of its trace.
     """
 
     __slots__ = (
         "answer", "avoid", "begun", "came_ns", "content_type", "data", "deadline_ns", "error",
         "failures", "future", "inline", "package", "payload_bytes", "pipeline", "referring", "sent",
-        "sent_ns", "since_ns", "state",
+        "sent_ns", "since_ns", "state", "traceparent",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +46,7 @@ class Call:
         deadline_ns: int | None,
         future: asyncio.Future[tuple[service.RunResponse, str, int, int]],
         now_ns: int,
+        traceparent: str = "",
     ) -> None:
         self.package = package.id
         self.pipeline = package.pipeline
@@ -57,6 +59,7 @@ class Call:
             self.inline, self.referring = None, self.data
             self.payload_bytes = package.reference.size
         self.state = state
+        self.traceparent = traceparent
         self.deadline_ns = deadline_ns
         self.future = future
         self.came_ns = self.since_ns = now_ns

@@ -246,7 +246,9 @@ class StreamSession:
             need = len(call.data) + OVERHEAD_BYTES + (len(call.state) if call.state else 0)
             if parts and size + need > bytes_max:
                 break
-            append_request(parts, unsent.popleft(), call.data, call.left_ns(now_ns), call.state)
+            left_ns = call.left_ns(now_ns)
+            number = unsent.popleft()
+            append_request(parts, number, call.data, left_ns, call.state, call.traceparent)
             size += need
             count += 1
         return b"".join(parts)

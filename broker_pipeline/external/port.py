@@ -64,7 +64,12 @@ class Relay(Protocol):
         """
 
     async def call(
-        self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
+        self,
+        package: pb.DataPackage,
+        *,
+        state: bytes | None,
+        deadline_ns: int | None,
+        traceparent: str = "",
     ) -> Answer:
         """Have a package run: on another server where one fails and the package may be run again.
 
@@ -74,6 +79,7 @@ class Relay(Protocol):
             package: as the server shall get it; not changed, and not to be changed meanwhile.
             state: of a module with a state; None: the beginning.
             deadline_ns: on `time.monotonic_ns`; None: no bound.
+            traceparent: the span of the call; '': it is not traced.
 
         Raises:
             ModuleUnreachableError: no server could be given it by the deadline; none has begun it.

@@ -84,7 +84,7 @@ class UnarySession:
 
     async def _call(self, number: int, call: Call, sent_ns: int, ahead: int) -> None:
         left_ns = call.left_ns(sent_ns)
-        message = request(0, call.data, left_ns, call.state)
+        message = request(0, call.data, left_ns, call.state, call.traceparent)
         timeout_s = left_ns / 1e9 if left_ns else None
         error: grpc.aio.AioRpcError | None = None
         raw = b""

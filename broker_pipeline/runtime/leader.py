@@ -17,12 +17,14 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.large_payloads import LargePayloads
 from broker_pipeline.broker.port import Broker, Message, OrderedPublisher, Subscription
 from broker_pipeline.core import snapshot
-from broker_pipeline.core.commands import Command
+from broker_pipeline.core.commands import Command, Emit
 from broker_pipeline.core.envelope import Ignored, message_of, read_event, write
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.names import HEADER_MSG_ID, Subjects, stream_name
 from broker_pipeline.errors import LeadershipLostError, PayloadTooLargeError, SnapshotError
 from broker_pipeline.journey import NS
+from broker_pipeline.observe.about import about
+from broker_pipeline.observe.tracing import Traces
 from broker_pipeline.runtime.leader_meter import LeaderMeter
 from broker_pipeline.runtime.lifecycle import unless_stopped
 from broker_pipeline.runtime.oversize import instead, moved_out
@@ -60,6 +62,7 @@ class Leader:
         ready: called when the leader knows what its predecessor published, and goes on from there.
         is_held: whether the lease is: what was read while it was not may have gaps, which another
             leader has purged.
+        traces: which packages are traced, and who tells of them; None: those that come so.
         meter: counts what it does; None: nothing does.
     """
 
@@ -72,6 +75,7 @@ class Leader:
         now_ns: Callable[[], int],
         ready: Callable[[Leader], None] = lambda leader: None,
         is_held: Callable[[], bool] = lambda: True,
+        traces: Traces | None = None,
         meter: LeaderMeter | None = None,
     ) -> None:
         self.pipeline = pipeline
@@ -81,6 +85,7 @@ class Leader:
         self._now_ns = now_ns
         self._ready = ready
         self._is_held = is_held
+        self._traces = traces or Traces(pipeline, shard)
         self._meter = meter
         self._behind = False
         self._newest: Message | None = None
@@ -265,7 +270,7 @@ class Leader:
         for command in self.machine.step(event):
             if command.package.source == message.stream_seq:
                 used = True
-            await self._publish(command, publisher, message.stream_seq, envelope)
+            await self._publish(command, publisher, message, envelope)
         if not used:
             self._waiting.put(message)
 
@@ -273,7 +278,7 @@ class Leader:
         self,
         command: Command,
         publisher: OrderedPublisher,
-        stream_seq: int,
+        message: Message,
         envelope: pb.DataPackage | None,
     ) -> None:
         plan = self.machine.plan
@@ -284,28 +289,34 @@ class Leader:
             self._published.discard(msg_id)
             self._waiting.drop(source)
             return
-        if source != stream_seq or envelope is None:
-            envelope = await self._envelope_of(source)
+        if source != message.stream_seq or envelope is None:
+            message = await self._waiting.take(source)
+            envelope = self._envelope_in(message)
         data = write(plan, self.shard, command, envelope)
+        context = self._traces.carried(message.headers, command.package)
         if self._meter is not None:
             self._meter.publishes(plan, command, envelope)
         try:
-            await publisher.publish(subject, data, msg_id=msg_id)
+            await publisher.publish(subject, data, msg_id=msg_id, headers=context)
         except PayloadTooLargeError as error:
             # It arrived just below the limit and does not fit with its journey.
             if await moved_out(self._payloads, envelope, self._broker.max_payload):
                 data = envelope.SerializeToString()
             else:  # it leaves as ERROR, for it would stop this leader and the next one too
-                log.warning("message %d of %s leaves as ERROR: %s", source, self._stream, error)
+                what = about(envelope)
+                log.warning(
+                    "message %d of %s leaves as ERROR: %s", source, self._stream, error, extra=what
+                )
                 subject, data, msg_id = instead(
                     self._subjects, self._stream, command, envelope, error, self._broker.max_payload
                 )
-            await publisher.publish(subject, data, msg_id=msg_id)
+            await publisher.publish(subject, data, msg_id=msg_id, headers=context)
+        if isinstance(command, Emit):
+            self._traces.left(context, envelope)
 
-    async def _envelope_of(self, stream_seq: int) -> pb.DataPackage:
-        message = await self._waiting.take(stream_seq)
+    def _envelope_in(self, message: Message) -> pb.DataPackage:
         _, envelope = read_event(
-            self._subjects, message.subject, message.headers, message.data, stream_seq, 0
+            self._subjects, message.subject, message.headers, message.data, message.stream_seq, 0
         )
         assert envelope is not None  # the machine refers to messages with a package only
         return envelope

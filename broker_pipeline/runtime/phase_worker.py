@@ -22,6 +22,8 @@ from broker_pipeline.errors import MalformedPackageError
 from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.journey import Status
 from broker_pipeline.observe import catalogue
+from broker_pipeline.observe.about import in_phase
+from broker_pipeline.observe.context import span_in_phase
 from broker_pipeline.observe.meter import Meter, Sample
 from broker_pipeline.package import DataPackage, parse_envelope
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
@@ -228,6 +230,7 @@ class PhaseWorker:
                     "%d packages of %s are left to other workers: the broker stores no results",
                     before,
                     self.name,
+                    extra=in_phase(self.name),
                 )
                 return
         if self._states is not None:
@@ -268,8 +271,9 @@ class PhaseWorker:
             envelope.controllers[-1].mode  # noqa: B018 - a package on its way has a record here
         except (MalformedPackageError, IndexError) as error:
             log.error(
-                "message %d in queue %s is no package: %s", message.stream_seq, self.name, error
-            )
+                "message %d in queue %s is no package: %s", message.stream_seq, self.name, error,
+                extra=in_phase(self.name, here.token),
+            )  # fmt: skip
             self._results.put_stored(here)
             return
         if message.delivered > self._suspects.trusted:
@@ -300,7 +304,9 @@ class PhaseWorker:
             self._results.put(Finished(job, envelope, Status.OUTDATED, None))
             return
         gate = None if here.attempt is None else partial(self._suspects.admit, here)
-        job = Job(DataPackage.wrap(envelope, self._types), here, states, gate)
+        package = DataPackage.wrap(envelope, self._types)
+        span = span_in_phase(here.message.headers, envelope, self._phase.name)
+        job = Job(package, here, states, gate, span)
         if self._meter is not None:
             self._meter.submitted(job)
         self._executor.submit([job])

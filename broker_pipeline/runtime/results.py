@@ -14,11 +14,14 @@ from broker_pipeline.core.names import Subjects, completion_id, dispatch_id
 from broker_pipeline.core.plan import lanes_in
 from broker_pipeline.errors import BrokerPipelineError, PayloadTooLargeError
 from broker_pipeline.journey import Status
+from broker_pipeline.observe.about import in_phase
+from broker_pipeline.observe.context import carried
 from broker_pipeline.package import DataPackage, parse_envelope
 from broker_pipeline.pipeline import Controller, Phase
 from broker_pipeline.runtime.execution.executor import Finished, Job
-from broker_pipeline.runtime.failures import Failures
+from broker_pipeline.runtime.failures import ROOM_BYTES, Failures
 from broker_pipeline.runtime.holding import Holding, Send
+from broker_pipeline.runtime.oversize import without_details
 from broker_pipeline.runtime.states import StateKeeper
 from broker_pipeline.runtime.stored_states import ToStore
 
@@ -181,6 +184,9 @@ class Results:
     ) -> None:
         if status is not Status.ERROR:
             self._failures.check_size(len(data), self._broker.max_payload)
+        elif len(data) > self._broker.max_payload - ROOM_BYTES:
+            without_details(envelope)
+            data = envelope.SerializeToString()
         controller = self._controller.name
         if status is Status.SUCCESS and self._next_phase is not None:
             next_phase, lanes = self._next_phase, self._next_lanes
@@ -189,7 +195,8 @@ class Results:
         else:
             subject = self._subjects.completion(controller, here.token)
             msg_id = completion_id(envelope.id, controller)
-        send = partial(self._broker.start_publish, subject, data, msg_id=msg_id)
+        context = carried(here.message.headers)
+        send = partial(self._broker.start_publish, subject, data, msg_id=msg_id, headers=context)
         if self.meter is not None:
             self.meter.sent(here)
         (await send()).add_done_callback(partial(self._acknowledged, here, send))
@@ -216,7 +223,10 @@ class Results:
     def unpublished(self, here: Here, error: BaseException) -> None:
         """The result is not known to be stored: the broker redelivers the package after a while,
         and a second result is dropped where the first was stored after all."""
-        log.warning("a result of %s was not stored, it is run again: %s", self.name, error)
+        what = in_phase(self.name, here.token)
+        log.warning(
+            "a result of %s was not stored, it is run again: %s", self.name, error, extra=what
+        )
         self._gone(here)
 
     async def finish_all(self) -> None:
@@ -260,4 +270,9 @@ class Results:
         try:
             await self._states.store(token, new)
         except BrokerPipelineError as error:
-            log.warning("a state of %s was not stored, a later one will be: %s", self.name, error)
+            log.warning(
+                "a state of %s was not stored, a later one will be: %s",
+                self.name,
+                error,
+                extra=in_phase(self.name, token),
+            )

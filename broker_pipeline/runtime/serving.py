@@ -21,6 +21,7 @@ from broker_pipeline.external.hosting import Call, failed
 from broker_pipeline.journey import STATUS_TO_PB, Status, last_message
 from broker_pipeline.modules import ExternalModule, Module, walk
 from broker_pipeline.observe import catalogue
+from broker_pipeline.observe.context import parse_traceparent, server_span
 from broker_pipeline.observe.meter import Meter, Sample
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Controller, Phase, Pipeline
@@ -263,7 +264,9 @@ class ExecutorHost:
         states = None
         if self._states is not None and call.request.HasField("state"):
             states = self._states.unpack(call.request.state)
-        job = Job(DataPackage.wrap(package, self._types), call, states)
+        caller = parse_traceparent(call.request.traceparent)
+        span = None if caller is None else server_span(caller)
+        job = Job(DataPackage.wrap(package, self._types), call, states, span=span)
         call.work = _Work(job, package, arrived_ns, is_tree=self._is_tree)
         return job
 

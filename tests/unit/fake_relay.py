@@ -58,7 +58,12 @@ class FakeRelay:
         return RelayState({"good": 1}, self._inside, self._inside, self._of.room, 0, 0)
 
     async def call(
-        self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
+        self,
+        package: pb.DataPackage,
+        *,
+        state: bytes | None,
+        deadline_ns: int | None,
+        traceparent: str = "",
     ) -> Answer:
         """Wait for room, then for the answer."""
         assert asyncio.get_running_loop() is self.loop, "a relay is called on its own loop"

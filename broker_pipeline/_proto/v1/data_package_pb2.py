@@ -24,31 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%broker_pipeline/v1/data_package.proto\x12\x12\x62roker_pipeline.v1\"e\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\"\xf8\x01\n\x0cModuleRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x17\n\x0fstart_offset_ns\x18\x03 \x01(\x04\x12\x17\n\x0fwaiting_time_ns\x18\x04 \x01(\x04\x12\x15\n\rtotal_time_ns\x18\x05 \x01(\x04\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\r\x12\x35\n\x0bsub_modules\x18\x08 \x03(\x0b\x32 .broker_pipeline.v1.ModuleRecord\x12\x0e\n\x06server\x18\t \x01(\t\"\xd2\x01\n\x0bPhaseRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x15\n\rstart_time_ns\x18\x04 \x01(\x06\x12\x15\n\rtotal_time_ns\x18\x05 \x01(\x04\x12\x31\n\x07modules\x18\x06 \x03(\x0b\x32 .broker_pipeline.v1.ModuleRecord\x12\x18\n\x10state_stream_seq\x18\x07 \x01(\x04\"\xc0\x02\n\x10\x43ontrollerRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04mode\x18\x02 \x01(\x0e\x32\x18.broker_pipeline.v1.Mode\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12*\n\x06status\x18\x04 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x15\n\rstart_time_ns\x18\x05 \x01(\x06\x12\x1d\n\x15input_waiting_time_ns\x18\x06 \x01(\x04\x12\x1e\n\x16output_waiting_time_ns\x18\x07 \x01(\x04\x12\x15\n\rtotal_time_ns\x18\x08 \x01(\x04\x12/\n\x06phases\x18\t \x03(\x0b\x32\x1f.broker_pipeline.v1.PhaseRecord\x12\x1a\n\x12previous_sequences\x18\n \x03(\x04\"@\n\x10PayloadReference\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\x81\x04\n\x0b\x44\x61taPackage\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x14\n\x0c\x63ontent_type\x18\x07 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12\x43\n\nattributes\x18\t \x03(\x0b\x32/.broker_pipeline.v1.DataPackage.AttributesEntry\x12+\n\x07outcome\x18\n \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x15\n\rstart_time_ns\x18\x0b \x01(\x06\x12\x13\n\x0b\x65nd_time_ns\x18\x0c \x01(\x06\x12\x39\n\x0b\x63ontrollers\x18\r \x03(\x0b\x32$.broker_pipeline.v1.ControllerRecord\x12)\n\x06\x65rrors\x18\x0e \x03(\x0b\x32\x19.broker_pipeline.v1.Error\x12\x37\n\treference\x18\x0f \x01(\x0b\x32$.broker_pipeline.v1.PayloadReference\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xc4\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_RUNNING\x10\x01\x12\x12\n\x0eSTATUS_WAITING\x10\x02\x12\x19\n\x15STATUS_WAITING_OUTPUT\x10\x03\x12\x12\n\x0eSTATUS_SUCCESS\x10\x04\x12\x0f\n\x0bSTATUS_EXIT\x10\x05\x12\x10\n\x0cSTATUS_ERROR\x10\x06\x12\x13\n\x0fSTATUS_OVERFLOW\x10\x07\x12\x13\n\x0fSTATUS_OUTDATED\x10\x08*w\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11MODE_NOT_PARALLEL\x10\x01\x12\x11\n\rMODE_NO_ORDER\x10\x02\x12\x1a\n\x16MODE_ORDER_BY_SEQUENCE\x10\x03\x12\x13\n\x0fMODE_FIRST_WINS\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%broker_pipeline/v1/data_package.proto\x12\x12\x62roker_pipeline.v1\"\xce\x01\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x37\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32&.broker_pipeline.v1.Error.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf8\x01\n\x0cModuleRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x17\n\x0fstart_offset_ns\x18\x03 \x01(\x04\x12\x17\n\x0fwaiting_time_ns\x18\x04 \x01(\x04\x12\x15\n\rtotal_time_ns\x18\x05 \x01(\x04\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\r\x12\x35\n\x0bsub_modules\x18\x08 \x03(\x0b\x32 .broker_pipeline.v1.ModuleRecord\x12\x0e\n\x06server\x18\t \x01(\t\"\xd2\x01\n\x0bPhaseRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x15\n\rstart_time_ns\x18\x04 \x01(\x06\x12\x15\n\rtotal_time_ns\x18\x05 \x01(\x04\x12\x31\n\x07modules\x18\x06 \x03(\x0b\x32 .broker_pipeline.v1.ModuleRecord\x12\x18\n\x10state_stream_seq\x18\x07 \x01(\x04\"\xc0\x02\n\x10\x43ontrollerRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04mode\x18\x02 \x01(\x0e\x32\x18.broker_pipeline.v1.Mode\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12*\n\x06status\x18\x04 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x15\n\rstart_time_ns\x18\x05 \x01(\x06\x12\x1d\n\x15input_waiting_time_ns\x18\x06 \x01(\x04\x12\x1e\n\x16output_waiting_time_ns\x18\x07 \x01(\x04\x12\x15\n\rtotal_time_ns\x18\x08 \x01(\x04\x12/\n\x06phases\x18\t \x03(\x0b\x32\x1f.broker_pipeline.v1.PhaseRecord\x12\x1a\n\x12previous_sequences\x18\n \x03(\x04\"@\n\x10PayloadReference\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\x81\x04\n\x0b\x44\x61taPackage\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x14\n\x0c\x63ontent_type\x18\x07 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12\x43\n\nattributes\x18\t \x03(\x0b\x32/.broker_pipeline.v1.DataPackage.AttributesEntry\x12+\n\x07outcome\x18\n \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12\x15\n\rstart_time_ns\x18\x0b \x01(\x06\x12\x13\n\x0b\x65nd_time_ns\x18\x0c \x01(\x06\x12\x39\n\x0b\x63ontrollers\x18\r \x03(\x0b\x32$.broker_pipeline.v1.ControllerRecord\x12)\n\x06\x65rrors\x18\x0e \x03(\x0b\x32\x19.broker_pipeline.v1.Error\x12\x37\n\treference\x18\x0f \x01(\x0b\x32$.broker_pipeline.v1.PayloadReference\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xc4\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_RUNNING\x10\x01\x12\x12\n\x0eSTATUS_WAITING\x10\x02\x12\x19\n\x15STATUS_WAITING_OUTPUT\x10\x03\x12\x12\n\x0eSTATUS_SUCCESS\x10\x04\x12\x0f\n\x0bSTATUS_EXIT\x10\x05\x12\x10\n\x0cSTATUS_ERROR\x10\x06\x12\x13\n\x0fSTATUS_OVERFLOW\x10\x07\x12\x13\n\x0fSTATUS_OUTDATED\x10\x08*w\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11MODE_NOT_PARALLEL\x10\x01\x12\x11\n\rMODE_NO_ORDER\x10\x02\x12\x1a\n\x16MODE_ORDER_BY_SEQUENCE\x10\x03\x12\x13\n\x0fMODE_FIRST_WINS\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'broker_pipeline.v1.data_package_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ERROR_DETAILSENTRY']._loaded_options = None
+  _globals['_ERROR_DETAILSENTRY']._serialized_options = b'8\001'
   _globals['_DATAPACKAGE_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_DATAPACKAGE_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_STATUS']._serialized_start=1534
-  _globals['_STATUS']._serialized_end=1730
-  _globals['_MODE']._serialized_start=1732
-  _globals['_MODE']._serialized_end=1851
-  _globals['_ERROR']._serialized_start=61
-  _globals['_ERROR']._serialized_end=162
-  _globals['_MODULERECORD']._serialized_start=165
-  _globals['_MODULERECORD']._serialized_end=413
-  _globals['_PHASERECORD']._serialized_start=416
-  _globals['_PHASERECORD']._serialized_end=626
-  _globals['_CONTROLLERRECORD']._serialized_start=629
-  _globals['_CONTROLLERRECORD']._serialized_end=949
-  _globals['_PAYLOADREFERENCE']._serialized_start=951
-  _globals['_PAYLOADREFERENCE']._serialized_end=1015
-  _globals['_DATAPACKAGE']._serialized_start=1018
-  _globals['_DATAPACKAGE']._serialized_end=1531
-  _globals['_DATAPACKAGE_ATTRIBUTESENTRY']._serialized_start=1482
-  _globals['_DATAPACKAGE_ATTRIBUTESENTRY']._serialized_end=1531
+  _globals['_STATUS']._serialized_start=1640
+  _globals['_STATUS']._serialized_end=1836
+  _globals['_MODE']._serialized_start=1838
+  _globals['_MODE']._serialized_end=1957
+  _globals['_ERROR']._serialized_start=62
+  _globals['_ERROR']._serialized_end=268
+  _globals['_ERROR_DETAILSENTRY']._serialized_start=222
+  _globals['_ERROR_DETAILSENTRY']._serialized_end=268
+  _globals['_MODULERECORD']._serialized_start=271
+  _globals['_MODULERECORD']._serialized_end=519
+  _globals['_PHASERECORD']._serialized_start=522
+  _globals['_PHASERECORD']._serialized_end=732
+  _globals['_CONTROLLERRECORD']._serialized_start=735
+  _globals['_CONTROLLERRECORD']._serialized_end=1055
+  _globals['_PAYLOADREFERENCE']._serialized_start=1057
+  _globals['_PAYLOADREFERENCE']._serialized_end=1121
+  _globals['_DATAPACKAGE']._serialized_start=1124
+  _globals['_DATAPACKAGE']._serialized_end=1637
+  _globals['_DATAPACKAGE_ATTRIBUTESENTRY']._serialized_start=1588
+  _globals['_DATAPACKAGE_ATTRIBUTESENTRY']._serialized_end=1637
 # @@protoc_insertion_point(module_scope)

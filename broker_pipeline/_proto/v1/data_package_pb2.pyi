@@ -42,20 +42,29 @@ MODE_ORDER_BY_SEQUENCE: Mode
 MODE_FIRST_WINS: Mode
 
 class Error(_message.Message):
-    __slots__ = ("type", "message", "traceback", "host", "worker", "path")
+    __slots__ = ("type", "message", "traceback", "host", "worker", "path", "details")
+    class DetailsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     TYPE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TRACEBACK_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     type: str
     message: str
     traceback: str
     host: str
     worker: str
     path: str
-    def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., host: _Optional[str] = ..., worker: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+    details: _containers.ScalarMap[str, str]
+    def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., host: _Optional[str] = ..., worker: _Optional[str] = ..., path: _Optional[str] = ..., details: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ModuleRecord(_message.Message):
     __slots__ = ("name", "status", "start_offset_ns", "waiting_time_ns", "total_time_ns", "message", "error", "sub_modules", "server")

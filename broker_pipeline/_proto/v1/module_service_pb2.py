@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from broker_pipeline._proto.v1 import data_package_pb2 as broker__pipeline_dot_v1_dot_data__package__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'broker_pipeline/v1/module_service.proto\x12\x12\x62roker_pipeline.v1\x1a%broker_pipeline/v1/data_package.proto\"\x11\n\x0f\x44\x65scribeRequest\"H\n\x10\x44\x65scribeResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.broker_pipeline.v1.Description\"\xbc\x01\n\x0b\x44\x65scription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06server\x18\x03 \x01(\t\x12\x15\n\rcontent_types\x18\x04 \x03(\t\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\r\x12\x10\n\x08stateful\x18\x06 \x01(\x08\x12\x19\n\x11message_bytes_max\x18\x07 \x01(\x04\x12\x12\n\nreferences\x18\x08 \x01(\x08\x12\x14\n\x0cheartbeat_ns\x18\t \x01(\x04\"~\n\nRunRequest\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x30\n\x07package\x18\x02 \x01(\x0b\x32\x1f.broker_pipeline.v1.DataPackage\x12\x12\n\ntimeout_ns\x18\x03 \x01(\x04\x12\x12\n\x05state\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_state\"\xd2\x02\n\x0bRunResponse\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0f\n\x07package\x18\x02 \x01(\x04\x12*\n\x06status\x18\x03 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12,\n\x07payload\x18\x04 \x01(\x0b\x32\x1b.broker_pipeline.v1.Payload\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x31\n\x07modules\x18\x06 \x03(\x0b\x32 .broker_pipeline.v1.ModuleRecord\x12)\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x19.broker_pipeline.v1.Error\x12\x12\n\x05state\x18\x08 \x01(\x0cH\x00\x88\x01\x01\x12&\n\x04load\x18\t \x01(\x0b\x32\x18.broker_pipeline.v1.Load\x12\x15\n\rtotal_time_ns\x18\n \x01(\x04\x42\x08\n\x06_state\"\xda\x01\n\x07Payload\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12?\n\nattributes\x18\x03 \x03(\x0b\x32+.broker_pipeline.v1.Payload.AttributesEntry\x12\x37\n\treference\x18\x04 \x01(\x0b\x32$.broker_pipeline.v1.PayloadReference\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0brun_time_ns\x18\x03 \x01(\x04\"T\n\rStreamRequest\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.broker_pipeline.v1.RunRequest\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\xc2\x01\n\x0eStreamResponse\x12\x32\n\tresponses\x18\x01 \x03(\x0b\x32\x1f.broker_pipeline.v1.RunResponse\x12\x13\n\x06\x63redit\x18\x02 \x01(\rH\x00\x88\x01\x01\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.broker_pipeline.v1.Load\x12\x34\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x1f.broker_pipeline.v1.DescriptionB\t\n\x07_credit2\x83\x02\n\rModuleService\x12U\n\x08\x44\x65scribe\x12#.broker_pipeline.v1.DescribeRequest\x1a$.broker_pipeline.v1.DescribeResponse\x12\x46\n\x03Run\x12\x1e.broker_pipeline.v1.RunRequest\x1a\x1f.broker_pipeline.v1.RunResponse\x12S\n\x06Stream\x12!.broker_pipeline.v1.StreamRequest\x1a\".broker_pipeline.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'broker_pipeline/v1/module_service.proto\x12\x12\x62roker_pipeline.v1\x1a%broker_pipeline/v1/data_package.proto\"\x11\n\x0f\x44\x65scribeRequest\"H\n\x10\x44\x65scribeResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.broker_pipeline.v1.Description\"\xbc\x01\n\x0b\x44\x65scription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06server\x18\x03 \x01(\t\x12\x15\n\rcontent_types\x18\x04 \x03(\t\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\r\x12\x10\n\x08stateful\x18\x06 \x01(\x08\x12\x19\n\x11message_bytes_max\x18\x07 \x01(\x04\x12\x12\n\nreferences\x18\x08 \x01(\x08\x12\x14\n\x0cheartbeat_ns\x18\t \x01(\x04\"\x93\x01\n\nRunRequest\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x30\n\x07package\x18\x02 \x01(\x0b\x32\x1f.broker_pipeline.v1.DataPackage\x12\x12\n\ntimeout_ns\x18\x03 \x01(\x04\x12\x12\n\x05state\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x05 \x01(\tB\x08\n\x06_state\"\xd2\x02\n\x0bRunResponse\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0f\n\x07package\x18\x02 \x01(\x04\x12*\n\x06status\x18\x03 \x01(\x0e\x32\x1a.broker_pipeline.v1.Status\x12,\n\x07payload\x18\x04 \x01(\x0b\x32\x1b.broker_pipeline.v1.Payload\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x31\n\x07modules\x18\x06 \x03(\x0b\x32 .broker_pipeline.v1.ModuleRecord\x12)\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x19.broker_pipeline.v1.Error\x12\x12\n\x05state\x18\x08 \x01(\x0cH\x00\x88\x01\x01\x12&\n\x04load\x18\t \x01(\x0b\x32\x18.broker_pipeline.v1.Load\x12\x15\n\rtotal_time_ns\x18\n \x01(\x04\x42\x08\n\x06_state\"\xda\x01\n\x07Payload\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12?\n\nattributes\x18\x03 \x03(\x0b\x32+.broker_pipeline.v1.Payload.AttributesEntry\x12\x37\n\treference\x18\x04 \x01(\x0b\x32$.broker_pipeline.v1.PayloadReference\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0brun_time_ns\x18\x03 \x01(\x04\"T\n\rStreamRequest\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.broker_pipeline.v1.RunRequest\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\xc2\x01\n\x0eStreamResponse\x12\x32\n\tresponses\x18\x01 \x03(\x0b\x32\x1f.broker_pipeline.v1.RunResponse\x12\x13\n\x06\x63redit\x18\x02 \x01(\rH\x00\x88\x01\x01\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.broker_pipeline.v1.Load\x12\x34\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x1f.broker_pipeline.v1.DescriptionB\t\n\x07_credit2\x83\x02\n\rModuleService\x12U\n\x08\x44\x65scribe\x12#.broker_pipeline.v1.DescribeRequest\x1a$.broker_pipeline.v1.DescribeResponse\x12\x46\n\x03Run\x12\x1e.broker_pipeline.v1.RunRequest\x1a\x1f.broker_pipeline.v1.RunResponse\x12S\n\x06Stream\x12!.broker_pipeline.v1.StreamRequest\x1a\".broker_pipeline.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,20 +40,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBERESPONSE']._serialized_end=193
   _globals['_DESCRIPTION']._serialized_start=196
   _globals['_DESCRIPTION']._serialized_end=384
-  _globals['_RUNREQUEST']._serialized_start=386
-  _globals['_RUNREQUEST']._serialized_end=512
-  _globals['_RUNRESPONSE']._serialized_start=515
-  _globals['_RUNRESPONSE']._serialized_end=853
-  _globals['_PAYLOAD']._serialized_start=856
-  _globals['_PAYLOAD']._serialized_end=1074
-  _globals['_PAYLOAD_ATTRIBUTESENTRY']._serialized_start=1025
-  _globals['_PAYLOAD_ATTRIBUTESENTRY']._serialized_end=1074
-  _globals['_LOAD']._serialized_start=1076
-  _globals['_LOAD']._serialized_end=1137
-  _globals['_STREAMREQUEST']._serialized_start=1139
-  _globals['_STREAMREQUEST']._serialized_end=1223
-  _globals['_STREAMRESPONSE']._serialized_start=1226
-  _globals['_STREAMRESPONSE']._serialized_end=1420
-  _globals['_MODULESERVICE']._serialized_start=1423
-  _globals['_MODULESERVICE']._serialized_end=1682
+  _globals['_RUNREQUEST']._serialized_start=387
+  _globals['_RUNREQUEST']._serialized_end=534
+  _globals['_RUNRESPONSE']._serialized_start=537
+  _globals['_RUNRESPONSE']._serialized_end=875
+  _globals['_PAYLOAD']._serialized_start=878
+  _globals['_PAYLOAD']._serialized_end=1096
+  _globals['_PAYLOAD_ATTRIBUTESENTRY']._serialized_start=1047
+  _globals['_PAYLOAD_ATTRIBUTESENTRY']._serialized_end=1096
+  _globals['_LOAD']._serialized_start=1098
+  _globals['_LOAD']._serialized_end=1159
+  _globals['_STREAMREQUEST']._serialized_start=1161
+  _globals['_STREAMREQUEST']._serialized_end=1245
+  _globals['_STREAMRESPONSE']._serialized_start=1248
+  _globals['_STREAMRESPONSE']._serialized_end=1442
+  _globals['_MODULESERVICE']._serialized_start=1445
+  _globals['_MODULESERVICE']._serialized_end=1704
 # @@protoc_insertion_point(module_scope)

@@ -40,16 +40,18 @@ class Description(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., server: _Optional[str] = ..., content_types: _Optional[_Iterable[str]] = ..., capacity: _Optional[int] = ..., stateful: _Optional[bool] = ..., message_bytes_max: _Optional[int] = ..., references: _Optional[bool] = ..., heartbeat_ns: _Optional[int] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("call", "package", "timeout_ns", "state")
+    __slots__ = ("call", "package", "timeout_ns", "state", "traceparent")
     CALL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_NS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     call: int
     package: _data_package_pb2.DataPackage
     timeout_ns: int
     state: bytes
-    def __init__(self, call: _Optional[int] = ..., package: _Optional[_Union[_data_package_pb2.DataPackage, _Mapping]] = ..., timeout_ns: _Optional[int] = ..., state: _Optional[bytes] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, call: _Optional[int] = ..., package: _Optional[_Union[_data_package_pb2.DataPackage, _Mapping]] = ..., timeout_ns: _Optional[int] = ..., state: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class RunResponse(_message.Message):
     __slots__ = ("call", "package", "status", "payload", "message", "modules", "errors", "state", "load", "total_time_ns")

@@ -11,9 +11,12 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from broker_pipeline.modules import Run
+from broker_pipeline.observe import current
+from broker_pipeline.observe.context import TraceContext
 from broker_pipeline.observe.meter import Histogram
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution.interpreter import Abandoned
@@ -47,6 +50,7 @@ class _Member:
         outcome: resolved when `error` stands, or cancelled with the walk.
         begun: whether the wait is over.
         attempt: the run of `execute_batch` that it is in.
+        span: of the module, for this package; None: it is not traced.
     """
 
     __slots__ = (
@@ -59,14 +63,21 @@ class _Member:
         "package",
         "run",
         "since_s",
+        "span",
     )
 
     def __init__(
-        self, package: DataPackage[Any], run: Run, begin: Begin, again: Again, since_s: float
+        self,
+        package: DataPackage[Any],
+        run: Run,
+        begin: Begin,
+        again: Again,
+        since_s: float,
+        span: TraceContext | None,
     ) -> None:
         self.package, self.run = package, run
         self.begin, self.again = begin, again
-        self.since_s = since_s
+        self.since_s, self.span = since_s, span
         self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: BaseException | None = None
         self.begun = False
@@ -147,14 +158,21 @@ class Batcher:
         self.lost = 0
         self.sizes: Histogram | None = None
 
-    async def gather(self, package: DataPackage[Any], run: Run, begin: Begin, again: Again) -> Run:
+    async def gather(
+        self,
+        package: DataPackage[Any],
+        run: Run,
+        begin: Begin,
+        again: Again,
+        span: TraceContext | None = None,
+    ) -> Run:
         """Have a package run in a batch; the run that counts. Raises what the module raised.
 
         When cancelled it stays until the batch is back, as the module still has the package.
         """
         _ = package.data  # what does not decode fails here, alone
         loop = asyncio.get_running_loop()
-        member = _Member(package, run, begin, again, loop.time())
+        member = _Member(package, run, begin, again, loop.time(), span)
         self._gathering[member] = None
         self._look()
         try:
@@ -233,9 +251,13 @@ class Batcher:
             return
         packages = tuple(member.package for member in part)
         runs = tuple(member.run for member in part)
-        called = None if self._is_async else self._pool.submit(self._call, packages, runs)
+        call = partial(self._call, packages, runs)
+        # One call for several packages has one place in a trace: with the first that is traced.
+        if spans := [each.span for each in part if each.span is not None and each.span.sampled]:
+            call = partial(current.called, spans[0], call)
+        called = None if self._is_async else self._pool.submit(call)
         attempt = asyncio.get_running_loop().create_task(
-            self._execute(batch, called, packages, runs), name="execute_batch"
+            self._execute(batch, called, call), name="execute_batch"
         )
         batch.running, batch.attempt, batch.cancellable = part, attempt, self._is_async
         for member in part:
@@ -259,16 +281,12 @@ class Batcher:
         batch.parts += [again[half:], again[:half]]
 
     async def _execute(
-        self,
-        batch: _Batch,
-        called: Future[Any] | None,
-        packages: tuple[DataPackage[Any], ...],
-        runs: tuple[Run, ...],
+        self, batch: _Batch, called: Future[Any] | None, call: Callable[[], Any]
     ) -> BaseException | None:
         """What the module raised, as a value: SystemExit in a task would end the loop."""
         try:
             if called is None:
-                result = self._call(packages, runs)
+                result = call()
             else:
                 result = await asyncio.wrap_future(called)
             if hasattr(type(result), "__await__"):

@@ -21,6 +21,8 @@ from broker_pipeline.codecs import Types
 from broker_pipeline.errors import TargetError
 from broker_pipeline.journey import NS
 from broker_pipeline.modules import KEEP_STATE, PackageExit, Run, StatefulModule, walk
+from broker_pipeline.observe import current
+from broker_pipeline.observe.context import parse_traceparent
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution import frames
 from broker_pipeline.runtime.execution.failure import MESSAGE_BYTES_MAX, bounded, describe
@@ -92,8 +94,14 @@ def _serve(
         package.expect(step.payload_type)
         left_ns = request.left_ns
         deadline = None if left_ns is None else time.monotonic() + left_ns / NS
-        run = Run(PackageLog(package, step.label), deadline)
-        kind, reason, state = _execute(runner, step, package, run, request.state)
+        span = parse_traceparent(request.traceparent)
+        run = Run(PackageLog(package, step.label, span), deadline)
+        if span is None:
+            kind, reason, state = _execute(runner, step, package, run, request.state)
+        else:
+            kind, reason, state = current.called(
+                span, _execute, runner, step, package, run, request.state
+            )
         package.encode()
     except BaseException as error:  # user code: even SystemExit is an ERROR of the package
         return _failed(error, step.label)

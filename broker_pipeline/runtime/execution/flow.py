@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.external.port import WithdrawnError
 from broker_pipeline.journey import STATUS_TO_PB, Status
+from broker_pipeline.observe.about import about
+from broker_pipeline.observe.context import TraceContext
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution.failure import describe
 from broker_pipeline.runtime.execution.interpreter import States, Walk
@@ -34,6 +36,7 @@ class Job:
         states: the states of the instance by module path; missing ones are made.
         gate: awaited on the worker's loop when the job has its slot, before it begins; False: it
             comes back with the status WAITING, and has not begun.
+        span: what the spans of its modules hang below; None: it is not traced.
 
     Attributes:
         walk: its way through the phase; None: it has not begun.
@@ -43,6 +46,7 @@ class Job:
     token: object = None
     states: Mapping[str, object] | None = None
     gate: Callable[[], Coroutine[Any, Any, bool]] | None = None
+    span: TraceContext | None = None
     walk: Walk | None = None
 
 
@@ -130,7 +134,7 @@ class Flow:
 
     def begin(self, job: Job, slot: Slot) -> Walk:
         """A walk for a job, listed as running."""
-        walk = job.walk = Walk(self.program, job.package, job.states, self.setting)
+        walk = job.walk = Walk(self.program, job.package, job.states, self.setting, job.span)
         self.running[walk] = (job, slot)
         return walk
 
@@ -151,7 +155,7 @@ class Flow:
         if walk.dead:
             return False
         if error is not None:
-            _log.error("the interpreter failed (package %s)", job.package.id, exc_info=error)
+            self._say("the interpreter failed (package %s)", job, error)
             self._break(walk, error)
         self._done.append(Finished(job, walk.envelope, walk.status, walk.states))
         return True
@@ -167,7 +171,7 @@ class Flow:
 
     def refuse(self, job: Job, error: BaseException) -> None:
         """A job that could not even be begun is an ERROR too."""
-        _log.error("a walk cannot begin (package %s)", job.package.id, exc_info=error)
+        self._say("a walk cannot begin (package %s)", job, error)
         envelope = pb.DataPackage()
         envelope.CopyFrom(job.package.envelope)
         envelope.errors.append(self._described(error))
@@ -195,6 +199,10 @@ class Flow:
         while done:
             finished.append(done.popleft())
         return finished
+
+    def _say(self, text: str, job: Job, error: BaseException) -> None:
+        what = about(job.package.envelope, self.program.name)
+        _log.error(text, job.package.id, exc_info=error, extra=what)
 
     def _break(self, walk: Walk, error: BaseException) -> None:
         walk.status, walk.states = Status.ERROR, None

@@ -15,11 +15,12 @@ _LENGTH = struct.Struct(">I")
 
 
 class Request(msgspec.Struct, array_like=True):
-    """Run the module on a package. `left_ns`: until its deadline."""
+    """Run the module on a package. `left_ns`: until its deadline; `traceparent`: of the module."""
 
     package: bytes
     left_ns: int | None = None
     state: bytes | None = None
+    traceparent: str = ""
 
 
 class Reply(msgspec.Struct, array_like=True):

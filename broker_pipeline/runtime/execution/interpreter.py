@@ -17,9 +17,12 @@ from broker_pipeline.errors import ModuleTimeoutError
 from broker_pipeline.external.port import WithdrawnError
 from broker_pipeline.journey import NS, STATUS_TO_PB, Status
 from broker_pipeline.modules import KEEP_STATE, PackageExit, Run
+from broker_pipeline.observe import current
+from broker_pipeline.observe.context import TraceContext, module_span
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution import relaying
 from broker_pipeline.runtime.execution.anew import anew
+from broker_pipeline.runtime.execution.entered import Entered
 from broker_pipeline.runtime.execution.failure import MESSAGE_BYTES_MAX, bounded, describe, stack_of
 from broker_pipeline.runtime.execution.mutex import Interrupt, Mutex
 from broker_pipeline.runtime.execution.package_log import run_for
@@ -38,20 +41,6 @@ class Abandoned(BaseException):
     """The walk is over, a timeout ended it: unwind and touch nothing."""
 
 
-class _Frame:
-    """A module that has been entered and not left."""
-
-    __slots__ = ("deadline_ns", "outer_ns", "record", "run", "start_ns", "step")
-
-    def __init__(self, step: Step, record: pb.ModuleRecord, start_ns: int) -> None:
-        self.step = step
-        self.record = record
-        self.start_ns = start_ns
-        self.deadline_ns: int | None = None
-        self.outer_ns: int | None = None
-        self.run: Run | None = None
-
-
 class Walk:
     """One package's way through one phase.
 
@@ -67,11 +56,13 @@ class Walk:
         states: after the package; None after an ERROR: they may have been changed in place.
         deadline_ns: the tightest one of the modules entered, on `monotonic_ns`; None: no bound.
         dead: a timeout ended it.
+        span: of the module that runs, or what its span will hang below; None: it is not traced.
     """
 
     __slots__ = (
         "_lock", "_once", "_package", "_program", "_setting", "_stack", "begun", "dead",
-        "deadline_ns", "envelope", "interrupt", "record", "start_ns", "states", "status", "thread",
+        "deadline_ns", "envelope", "interrupt", "record", "span", "start_ns", "states", "status",
+        "thread",
     )  # fmt: skip
 
     def __init__(
@@ -80,14 +71,16 @@ class Walk:
         package: DataPackage[Any],
         states: Mapping[str, object] | None,
         setting: Setting,
+        span: TraceContext | None = None,
     ) -> None:
         self._program = program
         self._package = package
         self._setting = setting
         self._lock = threading.Lock()
-        self._stack: list[_Frame] = []
+        self._stack: list[Entered] = []
         self.states: States | None = dict(states) if states else {}
         self.status = Status.RUNNING
+        self.span = span
         self.deadline_ns: int | None = None
         self.begun = self.dead = False
         self._once = False  # whether a server has run it that may not do so twice
@@ -137,8 +130,9 @@ class Walk:
                 module=blamed.step.name,
                 timeout_s=seconds,
             )
-            told = self._tell(error, blamed.step)
+            told = self._described(error, blamed.step)
             told.traceback = stack_of(self.thread)
+            self.envelope.errors.append(told)
             for frame in self._stack:
                 self._write(frame, Status.ERROR, now_ns, "")
             blamed.record.error = len(self.envelope.errors)
@@ -188,11 +182,10 @@ class Walk:
             if self.dead:
                 raise Abandoned
             self._write(frame, status, now_ns, reason)
-            self._stack.pop()
-            self.deadline_ns = frame.outer_ns
+            self._leave(frame)
         return status
 
-    def _enter(self, step: Step, siblings: Any) -> _Frame:
+    def _enter(self, step: Step, siblings: Any) -> Entered:
         now_ns = self._setting.monotonic_ns()
         with self._lock:
             if self.dead:
@@ -200,8 +193,10 @@ class Walk:
             record = siblings.add(
                 name=step.name, status=_RUNNING, start_offset_ns=max(0, now_ns - self.start_ns)
             )
-            frame = _Frame(step, record, now_ns)
-            frame.outer_ns = self.deadline_ns
+            frame = Entered(step, record, now_ns)
+            frame.outer_ns, frame.outer_span = self.deadline_ns, self.span
+            if self.span is not None:
+                self.span = module_span(self.span, len(siblings) - 1, step.name)
             if step.timeout_ns is not None:
                 frame.deadline_ns = now_ns + step.timeout_ns
                 if self.deadline_ns is None or frame.deadline_ns < self.deadline_ns:
@@ -209,7 +204,7 @@ class Walk:
             self._stack.append(frame)
         return frame
 
-    async def _alone(self, frame: _Frame, mutex: Mutex, place: Place) -> Status:
+    async def _alone(self, frame: Entered, mutex: Mutex, place: Place) -> Status:
         queued = mutex.enter()
         if queued is not None:
             await place.wait(self, mutex, queued)
@@ -219,7 +214,7 @@ class Walk:
         finally:
             mutex.release()
 
-    def waited(self, frame: _Frame) -> None:
+    def waited(self, frame: Entered) -> None:
         """What the module has waited for is there. Raises Abandoned where it is too late."""
         waited_ns = self._setting.monotonic_ns() - frame.start_ns
         with self._lock:
@@ -227,7 +222,7 @@ class Walk:
                 raise Abandoned
             frame.record.waiting_time_ns = max(0, waited_ns)
 
-    async def _body(self, frame: _Frame) -> Status:
+    async def _body(self, frame: Entered) -> Status:
         """What the module does. User code may raise anything here."""
         step = frame.step
         kind = step.kind
@@ -249,12 +244,13 @@ class Walk:
             return await self._step(branch, frame.record.sub_modules)
         if kind is Kind.EXTERNAL:
             return await self._relay(frame, package)
-        frame.run = run = run_for(package, step.label, self.deadline_ns)
+        frame.run = run = run_for(package, step.label, self.deadline_ns, self.span)
         if kind is Kind.STATEFUL:
             await self._fold(step, package, run)
         elif step.gather is not None:
             again = partial(self.again, frame)
-            run = await step.gather(package, run, partial(self.waited, frame), again)
+            begin = partial(self.waited, frame)
+            run = await step.gather(package, run, begin, again, self.span)
         else:
             await self._call(step, package, run)
         if run.verdict is not None:
@@ -262,13 +258,15 @@ class Walk:
         self._commit()
         return Status.SUCCESS
 
-    async def _relay(self, frame: _Frame, package: DataPackage[Any]) -> Status:
+    async def _relay(self, frame: Entered, package: DataPackage[Any]) -> Status:
         """Have a module server run it; its answer counts as a whole, or not at all."""
         step, states = frame.step, self.states
         state: Any = states.get(step.key) if states else None
         stays = self._once or (self.begun and self._program.once)
         try:
-            answer = await relaying.ask(step, package, state, self.deadline_ns, stays=stays)
+            answer = await relaying.ask(
+                step, package, state, self.deadline_ns, stays=stays, span=self.span
+            )
         except WithdrawnError:
             with self._lock:
                 if self.dead:
@@ -288,10 +286,10 @@ class Walk:
             relaying.write(answer, step, frame.record, self.envelope, self.start_ns)
         return status
 
-    def again(self, frame: _Frame) -> tuple[DataPackage[Any], Run]:
+    def again(self, frame: Entered) -> tuple[DataPackage[Any], Run]:
         """What the module was given, anew: a batch that fails is run again."""
         self._package = package = anew(self._package, self.envelope)
-        frame.run = run = run_for(package, frame.step.label, self.deadline_ns)
+        frame.run = run = run_for(package, frame.step.label, self.deadline_ns, self.span)
         return package, run
 
     async def _fold(self, step: Step, package: DataPackage[Any], run: Run) -> None:
@@ -308,9 +306,11 @@ class Walk:
     async def _call(self, step: Step, *args: Any) -> Any:
         place = self._setting.place
         function: Callable[..., Any] | None = step.call
+        assert function is not None  # a combination has no code of its own
         if step.remote is not None:
             function, args = step.remote, (self, *args)
-        assert function is not None  # a combination has no code of its own
+        elif self.span is not None:
+            function, args = current.called, (self.span, function, *args)
         if place is None or place.blocking or (step.is_async and step.remote is None):
             result = function(*args)
         else:
@@ -345,7 +345,7 @@ class Walk:
                 bring_up(theirs, record, fields)
 
     # -- how it ends ----------------------------------------------------------------------------
-    def _fail(self, frame: _Frame, error: BaseException) -> Status:
+    def _fail(self, frame: Entered, error: BaseException) -> Status:
         if self.dead:  # it is only being unwound: a cancellation, or the late code's own failure
             raise error
         told = self._described(error, frame.step)
@@ -356,11 +356,14 @@ class Walk:
             self.envelope.errors.append(told)
             frame.record.error = len(self.envelope.errors)
             self._write(frame, Status.ERROR, now_ns, "")
-            self._stack.pop()
-            self.deadline_ns = frame.outer_ns
+            self._leave(frame)
         return Status.ERROR
 
-    def _write(self, frame: _Frame, status: Status, now_ns: int, reason: str) -> None:
+    def _leave(self, frame: Entered) -> None:
+        self._stack.pop()
+        self.deadline_ns, self.span = frame.outer_ns, frame.outer_span
+
+    def _write(self, frame: Entered, status: Status, now_ns: int, reason: str) -> None:
         record = frame.record
         record.status = _number(status)
         record.total_time_ns = max(0, now_ns - frame.start_ns)
@@ -375,10 +378,6 @@ class Walk:
             self.states = None
         self.record.status = _number(status)
         self.record.total_time_ns = max(0, self._setting.monotonic_ns() - self.start_ns)
-
-    def _tell(self, error: BaseException, step: Step) -> pb.Error:
-        self.envelope.errors.append(self._described(error, step))
-        return self.envelope.errors[-1]
 
     def _described(self, error: BaseException, step: Step) -> pb.Error:
         return describe(

@@ -150,6 +150,7 @@ class ChildPool:
                     package.to_bytes(),
                     None if left is None else round(left * NS),
                     frames.pack_state(states[0]) if states else None,
+                    "" if walk.span is None else walk.span.traceparent,
                 )
             )
             walk.interruptible(before)

@@ -16,6 +16,7 @@ from broker_pipeline.errors import BrokerPipelineError, ModuleServerError, Modul
 from broker_pipeline.external.port import Answer, WithdrawnError
 from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import ExternalModule
+from broker_pipeline.observe.context import TraceContext
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import DEPTH_MAX
 from broker_pipeline.runtime.execution.failure import (
@@ -55,17 +56,20 @@ async def ask(
     deadline_ns: int | None,
     *,
     stays: bool = False,
+    span: TraceContext | None = None,
 ) -> Answer:
     """Have a server run it. Raises what a relay does, and PayloadError.
 
     Args:
         stays: what has run before it must not run again: it is not taken back by a drain.
+        span: of the module; None: it is not traced.
     """
     if step.remote is None:
         raise RuntimeError(
             f"external module {step.label!r} has no relay: nothing calls its servers"
         )
     package.encode()
+    traceparent = "" if span is None else span.traceparent
     if deadline_ns is not None:
         left_ns = max(0, deadline_ns - time.monotonic_ns())
         deadline_ns -= min(DEADLINE_LEAD_NS, left_ns // DEADLINE_LEAD_SHARE)
@@ -73,7 +77,7 @@ async def ask(
     while True:
         try:
             answer: Answer = await step.remote(
-                package.envelope, state=state, deadline_ns=deadline_ns
+                package.envelope, state=state, deadline_ns=deadline_ns, traceparent=traceparent
             )
         except BrokerPipelineError as error:  # its traceback shows our files, not at fault
             raise error.with_traceback(None) from None

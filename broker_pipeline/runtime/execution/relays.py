@@ -46,13 +46,20 @@ class _Called:
         self.times: dict[str, Histogram] | None = None
 
     async def call(
-        self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
+        self,
+        package: pb.DataPackage,
+        *,
+        state: bytes | None,
+        deadline_ns: int | None,
+        traceparent: str = "",
     ) -> Answer:
         """See `Relay.call`; on the worker's loop."""
         self.inside += 1
         begun_ns, outcome = time.monotonic_ns(), FAILED
         try:
-            answer = await self.relay.call(package, state=state, deadline_ns=deadline_ns)
+            answer = await self.relay.call(
+                package, state=state, deadline_ns=deadline_ns, traceparent=traceparent
+            )
             outcome = _OUTCOMES.get(answer.response.status, FAILED)
             return answer
         except WithdrawnError:
@@ -64,11 +71,18 @@ class _Called:
                 self.times[outcome].observe(time.monotonic_ns() - begun_ns)
 
     async def call_and_load(
-        self, load: Load, package: pb.DataPackage, state: bytes | None, deadline_ns: int | None
+        self,
+        load: Load,
+        package: pb.DataPackage,
+        state: bytes | None,
+        deadline_ns: int | None,
+        traceparent: str,
     ) -> Answer:
         """The same, with the payload in its place: modules of ours come behind it. Waits for a
         broker that is away, which the walk's deadline ends, or a drain."""
-        answer = await self.call(package, state=state, deadline_ns=deadline_ns)
+        answer = await self.call(
+            package, state=state, deadline_ns=deadline_ns, traceparent=traceparent
+        )
         payload = answer.response.payload
         delay = RETRY_MIN_S
         while payload.HasField("reference"):
@@ -238,12 +252,14 @@ def _hopping(called: _Called, load: Load | None) -> Callable[..., object]:
     home = asyncio.get_running_loop()
 
     async def hop(
-        package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
+        package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None, traceparent: str
     ) -> Answer:
         if load is None:
-            calling = called.call(package, state=state, deadline_ns=deadline_ns)
+            calling = called.call(
+                package, state=state, deadline_ns=deadline_ns, traceparent=traceparent
+            )
         else:
-            calling = called.call_and_load(load, package, state, deadline_ns)
+            calling = called.call_and_load(load, package, state, deadline_ns, traceparent)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(calling, home))
 
     return hop

@@ -82,7 +82,12 @@ class StandIn:
         return any(step.is_async for step in self._program.walk())
 
     async def call(
-        self, package: pb.DataPackage, *, state: bytes | None, deadline_ns: int | None
+        self,
+        package: pb.DataPackage,
+        *,
+        state: bytes | None,
+        deadline_ns: int | None,
+        traceparent: str = "",
     ) -> Answer:
         """See `Relay.call`."""
         sent_ns = self._now_ns()

@@ -190,7 +190,9 @@ class FixedTimes:
 
     def withdraw(self) -> None: ...
 
-    async def call(self, package: Any, *, state: Any, deadline_ns: Any) -> Answer:
+    async def call(
+        self, package: Any, *, state: Any, deadline_ns: Any, traceparent: str = ""
+    ) -> Answer:
         sent = time.monotonic_ns() + self.wait_ns
         return Answer(self.response, "gpu-1", sent, sent + self.trip_ns)
 
