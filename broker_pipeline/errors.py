@@ -282,6 +282,18 @@ class CredentialsError(BrokerPipelineError):
     code = "BP514"
 
 
+class ExtraMissingError(BrokerPipelineError):
+    """Something was asked for that needs an extra of this package, which is not installed."""
+
+    code = "BP516"
+
+
+class SettingError(BrokerPipelineError):
+    """A setting of a role, an option or an environment variable, is none that it can have."""
+
+    code = "BP517"
+
+
 class MetricsError(BrokerPipelineError):
     """Metrics cannot be served as it was asked for."""
 
@@ -322,3 +334,21 @@ class UnknownPackageError(BrokerPipelineError):
     """The log, or the recording, has no such package, or has it no longer."""
 
     code = "BP703"
+
+
+class ReplayError(BrokerPipelineError):
+    """A replay cannot begin, or cannot come to its end."""
+
+    code = "BP710"
+
+
+class StepError(BrokerPipelineError):
+    """A package cannot be run in a phase again: the log does not have it there."""
+
+    code = "BP720"
+
+
+class StepStateError(BrokerPipelineError):
+    """The states that a package found in a phase cannot be had, or cannot be computed again."""
+
+    code = "BP721"

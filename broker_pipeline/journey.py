@@ -6,8 +6,8 @@ level; differences between the clocks of two machines can show, and are never ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -76,7 +76,8 @@ def outcome_of(number: int) -> Outcome | None:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRecord:
-    """What went wrong, where: `path` is controller/phase/module."""
+    """What went wrong, where: `path` is controller/phase/module, `details` what `--error-detail`
+    has recorded besides."""
 
     type: str
     message: str
@@ -84,11 +85,15 @@ class ErrorRecord:
     host: str
     worker: str
     path: str
+    details: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def read(cls, error: pb.Error) -> ErrorRecord:
         """From the envelope."""
-        return cls(error.type, error.message, error.traceback, error.host, error.worker, error.path)
+        return cls(
+            error.type, error.message, error.traceback, error.host, error.worker, error.path,
+            dict(sorted(error.details.items())),
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """As a person reads it."""
@@ -99,6 +104,7 @@ class ErrorRecord:
             "host": self.host,
             "worker": self.worker,
             "traceback": self.traceback,
+            **({"details": dict(self.details)} if self.details else {}),
         }
 
 

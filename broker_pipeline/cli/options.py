@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
+
+from broker_pipeline.observe.logs import tell
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -45,4 +46,4 @@ def say(line: str) -> None:
 
 def note(line: str) -> None:
     """A line beside the output."""
-    print(line, file=sys.stderr, flush=True)
+    tell(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from broker_pipeline.cli.observing import ErrorDetail, Format, Level, TraceRatio, TracesUrl
 from broker_pipeline.cli.options import (
     DEFAULT_URL,
     MetricsHost,
@@ -63,6 +65,11 @@ def up(
         ),
     ] = 1,
     slots: Slots = None,
+    traces: TracesUrl = None,
+    trace_ratio: TraceRatio = None,
+    error_detail: ErrorDetail = None,
+    log_format: Format = None,
+    log_level: Level = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
@@ -75,8 +82,11 @@ def up(
 
     Example: broker-pipeline up examples.shout:pipeline --port 4222
     """
+    from broker_pipeline.observe.setting_up import set_up
     from broker_pipeline.runtime.lifecycle import DRAINING, run_until_signal
     from broker_pipeline.runtime.supervisor import run_up
+
+    set_up("up", log_format, log_level, detail=error_detail, traces=traces, ratio=trace_ratio)
 
     async def run(stop: asyncio.Event) -> None:
         await run_up(
@@ -96,6 +106,10 @@ def up(
 def controller(
     target: Target,
     url: Url = DEFAULT_URL,
+    traces: TracesUrl = None,
+    trace_ratio: TraceRatio = None,
+    log_format: Format = None,
+    log_level: Level = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = DEFAULT_HOST,
     metrics_instances: Annotated[
@@ -112,14 +126,21 @@ def controller(
     Deploys the pipeline if nothing of it is deployed yet.
 
     Example: broker-pipeline controller examples.shout:pipeline
+
+    With a trace of every tenth package, and of every ERROR: broker-pipeline controller
+    examples.shout:pipeline --traces http://127.0.0.1:4318 --trace-ratio 0.1
     """
     from broker_pipeline.client.client import connect
     from broker_pipeline.client.deploy import deploy_if_absent
+    from broker_pipeline.observe import logs
+    from broker_pipeline.observe.setting_up import set_up, traced_journeys
     from broker_pipeline.runtime.lifecycle import DRAINING, once_ready, run_until_signal
     from broker_pipeline.runtime.roles import run_controller
     from broker_pipeline.target import load_target
 
+    set_up("controller", log_format, log_level, traces=traces)
     pipeline = load_target(target)
+    logs.about(pipeline.name)
 
     async def run(stop: asyncio.Event) -> None:
         async with connect(url, name="broker-pipeline controller") as client:
@@ -134,10 +155,12 @@ def controller(
                 stop,
                 announce=once_ready(say),
                 meter=meter,
+                traces=decided,
                 instances=exposure.instances,
             )
 
-    run_until_signal(run, hint=DRAINING)
+    with traced_journeys(pipeline.name, traces, trace_ratio) as decided:
+        run_until_signal(run, hint=DRAINING)
 
 
 def worker(
@@ -153,6 +176,10 @@ def worker(
     ] = None,
     slots: Slots = None,
     url: Url = DEFAULT_URL,
+    traces: TracesUrl = None,
+    error_detail: ErrorDetail = None,
+    log_format: Format = None,
+    log_level: Level = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
@@ -163,13 +190,20 @@ def worker(
     SIGTERM and Ctrl-C drain: what has begun is finished, the rest goes to other workers.
 
     Example: broker-pipeline worker examples.shout:pipeline --phase tidy.upper
+
+    To see what a failing module held: broker-pipeline worker examples.shout:pipeline
+    --error-detail locals,versions
     """
+    from broker_pipeline.observe import logs
+    from broker_pipeline.observe.setting_up import set_up, traced_modules
     from broker_pipeline.runtime.lifecycle import DRAINING, once_ready, run_until_signal
     from broker_pipeline.runtime.roles import run_worker
     from broker_pipeline.runtime.worker import WorkerEnd, choose
     from broker_pipeline.target import load_target
 
+    set_up("worker", log_format, log_level, detail=error_detail, traces=traces)
     pipeline = load_target(target)
+    logs.about(pipeline.name)
     choose(pipeline, phases)  # a name that is none is refused before anything is connected
 
     async def run(stop: asyncio.Event) -> WorkerEnd:
@@ -186,7 +220,9 @@ def worker(
                 meter=meter,
             )
 
-    _begin_anew_after(run_until_signal(run, hint=DRAINING), "worker")
+    with traced_modules("worker", traces):
+        end = run_until_signal(run, hint=DRAINING)
+    _begin_anew_after(end, "worker")
 
 
 def bridge(
@@ -207,6 +243,9 @@ def bridge(
         ),
     ] = None,
     url: Url = DEFAULT_URL,
+    error_detail: ErrorDetail = None,
+    log_format: Format = None,
+    log_level: Level = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
@@ -218,12 +257,16 @@ def bridge(
 
     Example: broker-pipeline bridge my_talks:pipeline --phase talk.asr
     """
+    from broker_pipeline.observe import logs
+    from broker_pipeline.observe.setting_up import set_up
     from broker_pipeline.runtime.lifecycle import DRAINING, once_ready, run_until_signal
     from broker_pipeline.runtime.roles import run_bridge
     from broker_pipeline.runtime.worker import WorkerEnd, choose_external
     from broker_pipeline.target import load_target
 
+    set_up("bridge", log_format, log_level, detail=error_detail)
     pipeline = load_target(target)
+    logs.about(pipeline.name)
     choose_external(pipeline, phases)  # refused before anything is connected
 
     async def run(stop: asyncio.Event) -> WorkerEnd:
@@ -247,4 +290,5 @@ def _begin_anew_after(end: object, role: str) -> None:
 
     if end is WorkerEnd.RESTART:
         note(f"too many slots are lost in modules that do not come back: the {role} begins anew")
+        logging.shutdown()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from typing import Annotated
 
 import typer
 
+from broker_pipeline.cli.observing import ErrorDetail, Format, Level, TracesUrl
 from broker_pipeline.cli.options import MetricsHost, MetricsPort, note, say
 from broker_pipeline.observe.metering import DEFAULT_HOST, Exposure, metering
 
@@ -109,6 +111,10 @@ def serve(
     client_ca: ClientCa = None,
     token_file: TokenFile = None,
     pipelines: Pipelines = None,
+    traces: TracesUrl = None,
+    error_detail: ErrorDetail = None,
+    log_format: Format = None,
+    log_level: Level = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = DEFAULT_HOST,
 ) -> None:
@@ -124,27 +130,20 @@ def serve(
     --pipeline app
     """
     from broker_pipeline.external.credentials import read_token
+    from broker_pipeline.observe.setting_up import set_up, traced_modules
     from broker_pipeline.runtime.lifecycle import DRAINING, once_ready, run_until_signal
     from broker_pipeline.runtime.module_server import Serving, run_server, run_servers
     from broker_pipeline.runtime.worker import WorkerEnd
     from broker_pipeline.target import load_module
 
+    set_up("serve", log_format, log_level, detail=error_detail, traces=traces)
     module = load_module(target)
+    token = None if token_file is None else read_token(token_file)
     options = Serving(
-        host=host,
-        port=port,
-        slots=slots,
-        name=name,
-        announce=announce,
-        advertise=advertise,
-        cert=tls_cert,
-        key=tls_key,
-        client_ca=client_ca,
-        token=None if token_file is None else read_token(token_file),
-        pipelines=pipelines or None,
+        host=host, port=port, slots=slots, name=name, announce=announce, advertise=advertise,
+        cert=tls_cert, key=tls_key, client_ca=client_ca, token=token, pipelines=pipelines or None,
         target=target,
-    )
-
+    )  # fmt: skip
     exposure = Exposure(metrics_port, metrics_host)
 
     async def run(stop: asyncio.Event) -> WorkerEnd:
@@ -156,6 +155,9 @@ def serve(
         async with metering(exposure, role="server", announce=say) as meter:
             return await run_server(module, options, stop, announce=once_ready(say), meter=meter)
 
-    if run_until_signal(run, hint=DRAINING) is WorkerEnd.RESTART:
+    with traced_modules("server", traces):
+        end = run_until_signal(run, hint=DRAINING)
+    if end is WorkerEnd.RESTART:
         note("too many slots are lost in modules that do not come back: the server begins anew")
+        logging.shutdown()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

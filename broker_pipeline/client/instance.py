@@ -14,6 +14,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +36,8 @@ from broker_pipeline.core.names import (
 )
 from broker_pipeline.errors import ClientError
 from broker_pipeline.journey import Outcome
+from broker_pipeline.observe import producing
+from broker_pipeline.observe.about import about
 from broker_pipeline.package import CONTENT_TYPE, DataPackage
 from broker_pipeline.pipeline import Pipeline
 
@@ -98,7 +101,8 @@ class Instance:
         """Send one package; returns its id, `pipeline/shard/stream sequence`, when it is stored.
 
         Sends may run at the same time: packages arrive in the order of the calls. A send that gets
-        no answer is repeated for 30 s; the package comes out once.
+        no answer is repeated for 30 s; the package comes out once. In a program that has loaded
+        OpenTelemetry it is a span, and the package's trace hangs below that.
 
         Args:
             data: bytes (sent as they are), str, a msgspec.Struct, plain data, a protobuf message or
@@ -123,7 +127,13 @@ class Instance:
             )
         raw, content_type = _encode(data, attributes, content_type, self._payloads)
         headers = {HEADER_CONTENT_TYPE: content_type} if content_type else {}
-        ack = await self._producer.send(raw, headers)
+        if producing.is_loaded():
+            ack = await producing.send_in_span(
+                partial(self._producer.send, raw), headers,
+                pipeline=self._pipeline.name, subject=self._subject, instance=self.name,
+            )  # fmt: skip
+        else:
+            ack = await self._producer.send(raw, headers)
         await self._sent.add(ack.stream_seq)
         return f"{self._pipeline.name}/{SHARD}/{ack.stream_seq}"
 
@@ -207,7 +217,10 @@ class Instance:
                     if outcome is None or outcome is package.outcome:
                         await self._call(callback, package)
         except Exception:
-            log.exception("callbacks of instance %r have ended: results failed", self.name)
+            what = {"pipeline": self._pipeline.name, "instance": self.name}
+            log.exception(
+                "callbacks of instance %r have ended: results failed", self.name, extra=what
+            )
 
     async def _call(self, callback: Callback, package: DataPackage[Any]) -> None:
         try:
@@ -215,7 +228,8 @@ class Instance:
             if inspect.isawaitable(result):
                 await result
         except Exception:  # user code: the next package has its own chance
-            log.exception("a callback of instance %r failed on %r", self.name, package)
+            what = about(package.envelope)
+            log.exception("a callback of instance %r failed on %r", self.name, package, extra=what)
 
     def _require_entered(self) -> None:
         if not self._reader.opened_seq:

@@ -28,6 +28,7 @@ from broker_pipeline.errors import (
     PayloadGoneError,
 )
 from broker_pipeline.journey import Outcome
+from broker_pipeline.observe.about import about
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Pipeline
 
@@ -102,7 +103,8 @@ class ResultsReader:
                 await self._payloads.load(package.envelope)
                 return
             except (PayloadGoneError, MalformedPackageError) as error:
-                log.warning("package %s is without its payload: %s", package.id, error)
+                what = about(package.envelope)
+                log.warning("package %s is without its payload: %s", package.id, error, extra=what)
                 return
             except BrokerError as error:
                 if not error.retriable or self.broker.lost.done():

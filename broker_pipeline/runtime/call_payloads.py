@@ -26,6 +26,7 @@ from broker_pipeline.errors import (
     ServeError,
 )
 from broker_pipeline.external.hosting import Call, failed, not_begun
+from broker_pipeline.observe.about import about
 from broker_pipeline.pipeline import NAME
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,8 @@ class CallPayloads:
         if tasks.get(call) is task:
             del tasks[call]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the payload of a package could not be moved", exc_info=error)
+            named = about(call.request.package)
+            log.error("the payload of a package could not be moved", exc_info=error, extra=named)
             self.let_go(call)
             if not call.over:
                 what = ServeError(f"the module server failed to move a payload: {error!r}")
@@ -191,7 +193,11 @@ class CallPayloads:
         except (PayloadGoneError, MalformedPackageError) as error:
             self._turn_away(call, failed(call.request, error, self._description))
         except BrokerError as error:
-            log.warning("a package is given back: its payload cannot be fetched: %s", error)
+            log.warning(
+                "a package is given back: its payload cannot be fetched: %s",
+                error,
+                extra=about(package),
+            )
             self._turn_away(call, not_begun(call.request))
         else:
             self._references[call] = reference
@@ -211,7 +217,10 @@ class CallPayloads:
                 package.pipeline, lambda payloads: payloads.put(payload.data, name)
             )
         except (BrokerError, MalformedPackageError) as error:
-            log.warning("an answer goes inline: its payload cannot be stored: %s", error)
+            what = about(package)
+            log.warning(
+                "an answer goes inline: its payload cannot be stored: %s", error, extra=what
+            )
         else:
             payload.data = b""
             payload.reference.CopyFrom(kept)

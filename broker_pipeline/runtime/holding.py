@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from broker_pipeline.broker.port import PubAck
 from broker_pipeline.errors import BrokerError, LogFullError, NotStoringError, StorageFullError
+from broker_pipeline.observe.about import in_phase
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,10 @@ class Holding:
             return False
         self._held.append((send, ended))
         if self._publishing is None or self._publishing.done():
-            log.warning("%s takes no packages and holds its results: %s", self._name, error)
+            what = in_phase(self._name)
+            log.warning(
+                "%s takes no packages and holds its results: %s", self._name, error, extra=what
+            )
             self._publishing = asyncio.create_task(self._publish(), name=f"hold {self._name}")
         return True
 
@@ -76,7 +80,8 @@ class Holding:
             self._held.popleft()
             ended(ack)
             delay = 0.0
-        log.warning("%s goes on: the broker stores again", self._name)
+        what = in_phase(self._name)
+        log.warning("%s goes on: the broker stores again", self._name, extra=what)
         self._room()
 
     def close(self) -> None:

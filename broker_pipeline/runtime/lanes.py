@@ -26,6 +26,7 @@ from broker_pipeline.core.names import (
     lane_consumer,
 )
 from broker_pipeline.errors import BrokerError, BrokerPipelineError, NotFoundError
+from broker_pipeline.observe.about import in_phase
 from broker_pipeline.runtime.states import StateKeeper
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,8 @@ class Lanes:
         """Pull these lanes and no others."""
         self._mine = mine
         lost = frozenset(self._pulled) - mine
-        log.info("pulls %d of %d lanes of %s", len(mine), self._count, ".".join(self._phase))
+        phase = ".".join(self._phase)
+        log.info("pulls %d of %d lanes of %s", len(mine), self._count, phase, extra=in_phase(phase))
         self._share()
         opening = (self._open(lane) for lane in sorted(mine - self._pulled.keys()))
         for error in await asyncio.gather(*opening, return_exceptions=True):
@@ -189,7 +191,9 @@ class Lanes:
         try:
             await self._states.hand_over(token)
         except BrokerPipelineError as error:
-            log.warning("a state of %s was not handed over: %s", ".".join(self._phase), error)
+            phase = ".".join(self._phase)
+            what = in_phase(phase, token)
+            log.warning("a state of %s was not handed over: %s", phase, error, extra=what)
 
     async def _open(self, lane: int) -> None:
         asked = self._each

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from broker_pipeline.observe.logs import tell
+
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -90,7 +92,7 @@ def run_until_signal(main: Callable[[asyncio.Event], Awaitable[T]], *, hint: str
             if stop.is_set():
                 os._exit(128 + number)
             if hint and not os.environ.get(SUPERVISED):  # its supervisor has said so already
-                sys.stderr.write(f"{hint}\n")
+                tell(hint)
             stop.set()
 
         def orphaned() -> None:

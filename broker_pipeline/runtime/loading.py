@@ -16,6 +16,7 @@ from broker_pipeline.broker.held_bytes import HeldBytes
 from broker_pipeline.broker.large_payloads import LargePayloads, Reference, refer
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.errors import LogFullError, NotStoringError, StorageFullError
+from broker_pipeline.observe.about import about, in_phase
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.failures import ROOM_BYTES
 from broker_pipeline.runtime.results import Here
@@ -133,7 +134,7 @@ class Loading:
                     if not self._refused:
                         log.warning(
                             "%s takes no packages and holds its large results: %s",
-                            self._name, error,
+                            self._name, error, extra=about(envelope, self._name),
                         )  # fmt: skip
                     self._refused += not refused
                     refused = True
@@ -148,5 +149,6 @@ class Loading:
             if was_full and not self.full:
                 self._room()
         if refused and not self._refused:
-            log.warning("%s goes on: the broker stores large results again", self._name)
+            what = in_phase(self._name)
+            log.warning("%s goes on: the broker stores large results again", self._name, extra=what)
         return reference

@@ -11,6 +11,7 @@ from broker_pipeline.core.commands import Command, Dispatch
 from broker_pipeline.core.names import Subjects, completion_id, emission_id
 from broker_pipeline.errors import PayloadTooLargeError
 from broker_pipeline.journey import STATUS_TO_PB, Outcome, Status
+from broker_pipeline.observe.about import about
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ async def moved_out(payloads: LargePayloads, envelope: pb.DataPackage, bytes_max
     try:
         refer(envelope, await payloads.put(envelope.data, f"{envelope.id}"))
     except PayloadTooLargeError as error:
-        log.warning("package %d cannot go on by reference: %s", envelope.id, error)
+        what = about(envelope)
+        log.warning("package %d cannot go on by reference: %s", envelope.id, error, extra=what)
         return False
     return True
 
@@ -60,9 +62,11 @@ def instead(
 
 
 def shortened(envelope: pb.DataPackage, bytes_max: int) -> bytes:
-    """An envelope without what makes it too large: its payload, then what travels along, then
-    what its modules said, and at last all but who it is and what it failed of."""
+    """An envelope without what makes it too large: what errors recorded besides, its payload, then
+    what travels along, then what its modules said, and at last all but who it is and what it failed
+    of."""
     room = bytes_max - HEADER_BYTES
+    without_details(envelope)
     envelope.data = b""
     if envelope.ByteSize() > room:
         envelope.attributes.clear()
@@ -76,6 +80,12 @@ def shortened(envelope: pb.DataPackage, bytes_max: int) -> bytes:
     if envelope.ByteSize() > room:  # a stranger's: no role of ours writes that much besides
         envelope.CopyFrom(_bare(envelope))
     return envelope.SerializeToString()
+
+
+def without_details(envelope: pb.DataPackage) -> None:
+    """An error is worth more than its details."""
+    for error in envelope.errors:
+        error.ClearField("details")
 
 
 def _bare(envelope: pb.DataPackage) -> pb.DataPackage:

@@ -21,6 +21,7 @@ from broker_pipeline.errors import (
     StateError,
 )
 from broker_pipeline.journey import Status
+from broker_pipeline.observe.about import in_phase
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.ages import Ages
 from broker_pipeline.runtime.execution.flow import Finished, Job
@@ -123,7 +124,8 @@ class Preparing:
         if task.cancelled():
             return  # by the drain, which gives the package back
         if (error := task.exception()) is not None:
-            log.error("preparing a package of %s failed", self._name, exc_info=error)
+            what = in_phase(self._name, here.token)
+            log.error("preparing a package of %s failed", self._name, exc_info=error, extra=what)
             self._results.unpublished(here, error)
         self._done()
 

@@ -23,6 +23,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.observe.meter import Meter
 from broker_pipeline.observe.status import Role
+from broker_pipeline.observe.tracing import Traces
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.leader import Leader
 from broker_pipeline.runtime.leader_meter import LeaderMeter
@@ -70,12 +71,14 @@ async def run_controller(
     *,
     announce: Announce,
     shard: int = 0,
+    traces: Traces | None = None,
     meter: Meter | None = None,
     instances: int = 0,
 ) -> None:
     """Compete for the lead of a shard, and lead it; until `stop` is set.
 
     Args:
+        traces: see `Leader`.
         meter: what it counts, for whoever asks; None: nothing.
         instances: for how many instances it counts each apart.
 
@@ -106,12 +109,13 @@ async def run_controller(
                         broker, pipeline, shard, holder, trusts_from=trusts_from, announce=announce
                     )
                     await _lead_or_stand_by(
-                        broker, standby, pipeline, shard, stop, announce, counts
+                        broker, standby, pipeline, shard, stop, announce, counts, traces
                     )
             except BrokerPipelineError as error:
                 # Crash-only: whatever happened, begin anew with nothing but what is stored.
                 how = f"stands aside for {NEWER_S:g} s" if _is_newer(error) else "begins anew"
-                log.warning("controller of %r %s: %s", pipeline, how, error)
+                what = {"pipeline": pipeline}
+                log.warning("controller of %r %s: %s", pipeline, how, error, extra=what)
                 announce(f"controller of {pipeline!r} {how}: {error}")
                 if isinstance(error, LeadershipLostError):
                     trusts_from = loop.time() + TRUST_AGAIN_S
@@ -153,6 +157,7 @@ async def _lead_or_stand_by(
     stop: asyncio.Event,
     announce: Announce,
     counts: LeaderMeter | None,
+    traces: Traces | None,
 ) -> None:
     """One connection's life: stand by until the shard is free, then lead it until the end."""
     lease = standby.lease
@@ -166,6 +171,7 @@ async def _lead_or_stand_by(
         now_ns=time.time_ns,
         ready=lambda leader: announce(f"leads {pipeline!r} from {leader.machine.applied} on"),
         is_held=lambda: lease.held,
+        traces=traces,
         meter=counts,
     )
     try:
@@ -280,7 +286,8 @@ async def _run_phases(
 
     def tell(event: str) -> None:
         if connected:  # what goes wrong before is in the error that `connect` raises
-            log.warning("%s of %r: %s", role, pipeline.name, event)
+            what = {"pipeline": pipeline.name}
+            log.warning("%s of %r: %s", role, pipeline.name, event, extra=what)
 
     broker = await jetstream.connect(
         url, reconnect=True, name=f"bp {role} {pipeline.name}", on_event=tell

@@ -24,6 +24,7 @@ from broker_pipeline.core.plan import lanes_in
 from broker_pipeline.errors import BrokerPipelineError, MalformedPackageError, StateError
 from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import is_stateful, state_type, walk
+from broker_pipeline.observe.about import in_phase
 from broker_pipeline.package import parse_envelope
 from broker_pipeline.pipeline import Controller, Phase
 from broker_pipeline.runtime.large_states import LargeStates
@@ -267,7 +268,12 @@ class StateKeeper:
                 async with asyncio.timeout(timeout_s):
                     await self.hand_over(token)
         except (BrokerPipelineError, TimeoutError) as error:
-            log.warning("states of %s were not stored, others catch up: %s", self._phase, error)
+            log.warning(
+                "states of %s were not stored, others catch up: %s",
+                self._phase,
+                error,
+                extra=in_phase(f"{self._controller}.{self._phase}"),
+            )
 
     def _key(self, token: str) -> str:
         return module_key(self._shard, self._controller, self._phase, token)
@@ -286,6 +292,7 @@ class StateKeeper:
                     self._phase,
                     type(error).__name__,
                     error,
+                    extra=in_phase(f"{self._controller}.{self._phase}"),
                 )
             return None
         new = pack(Stored(held.epoch, held.sequence, held.stream_seq, states))

@@ -20,6 +20,7 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Broker, Message
 from broker_pipeline.core.names import attempts_bucket, attempts_key
 from broker_pipeline.errors import BrokerPipelineError, NotFoundError
+from broker_pipeline.observe.about import about, in_phase
 from broker_pipeline.pipeline import Controller, Phase
 from broker_pipeline.runtime.results import Here
 
@@ -145,7 +146,10 @@ class Suspects:
         try:
             attempt = await self._attempt(here)
         except (BrokerPipelineError, TimeoutError) as error:
-            log.warning("the attempts of a package in %s are not known: %s", self.name, error)
+            what = about(envelope, self.name)
+            log.warning(
+                "the attempts of a package in %s are not known: %s", self.name, error, extra=what
+            )
         if not self._parked or self._parked[0][0] is not here:
             return  # a drain has taken it back meanwhile
         self._parked.popleft()
@@ -172,15 +176,18 @@ class Suspects:
         if not attempt.recorded:
             return True
         record = msgspec.structs.replace(attempt.record, begun=attempt.record.begun + 1)
+        what = in_phase(self.name, here.token)
         try:
             async with asyncio.timeout(RECORD_S):
                 revision = await self._write(here, record, attempt.revision)
             if revision is not None:
                 attempt.record, attempt.revision, attempt.admitted = record, revision, True
                 return True
-            log.info("a package in %s is being run by another worker", self.name)
+            log.info("a package in %s is being run by another worker", self.name, extra=what)
         except (BrokerPipelineError, TimeoutError) as error:
-            log.warning("an attempt in %s cannot be recorded, it waits: %s", self.name, error)
+            log.warning(
+                "an attempt in %s cannot be recorded, it waits: %s", self.name, error, extra=what
+            )
         self._leave(here)
         return False
 
@@ -200,7 +207,10 @@ class Suspects:
                         record = msgspec.structs.replace(record, spared=record.spared + 1)
                         await self._write(here, record, revision)
         except (BrokerPipelineError, TimeoutError) as error:
-            log.warning("packages of %s that did not begin may count: %s", self.name, error)
+            what = in_phase(self.name)
+            log.warning(
+                "packages of %s that did not begin may count: %s", self.name, error, extra=what
+            )
 
     def _counts(self, message: Message) -> bool:
         """Whether a trusted delivery matters. Two that a drain took leave runs enough where
@@ -224,6 +234,7 @@ class Suspects:
                     "there is no bucket %s: deliveries are counted instead of attempts; deploy "
                     "the pipeline again to have it made",
                     self._bucket,
+                    extra=in_phase(self.name),
                 )
             begun = here.message.delivered - 1 - self.trusted
             return Attempt(Record(begun), None, recorded=False)
@@ -236,7 +247,11 @@ class Suspects:
         try:
             return msgspec.msgpack.decode(entry.value, type=Record), entry.revision
         except (msgspec.MsgspecError, ValueError):
-            log.warning("a record of attempts in %s is unreadable: begun anew", self.name)
+            log.warning(
+                "a record of attempts in %s is unreadable: begun anew",
+                self.name,
+                extra=in_phase(self.name, here.token),
+            )
             return Record(), entry.revision
 
     async def _write(self, here: Here, record: Record, revision: int | None) -> int | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import os
 import queue
 import sys
@@ -21,7 +20,7 @@ from broker_pipeline.codecs import Types
 from broker_pipeline.errors import TargetError
 from broker_pipeline.journey import NS
 from broker_pipeline.modules import KEEP_STATE, PackageExit, Run, StatefulModule, walk
-from broker_pipeline.observe import current
+from broker_pipeline.observe import current, logs
 from broker_pipeline.observe.context import parse_traceparent
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution import frames
@@ -38,7 +37,7 @@ _REQUESTS_MAX = 2
 def main(arguments: list[str]) -> None:
     """Serve a module. `arguments`: TARGET, controller, phase, the module's path."""
     requests, replies = _take_pipes()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.set_up("module")
     inbox: queue.Queue[bytes] = queue.Queue(_REQUESTS_MAX)
     threading.Thread(target=_listen, args=(requests, inbox), name="requests", daemon=True).start()
     with asyncio.Runner() as runner:

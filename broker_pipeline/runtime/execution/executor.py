@@ -11,6 +11,7 @@ from broker_pipeline import codecs
 from broker_pipeline.errors import BrokerPipelineError
 from broker_pipeline.external.port import RelayFactory
 from broker_pipeline.journey import NS
+from broker_pipeline.observe.about import about, in_phase
 from broker_pipeline.observe.meter import Histogram
 from broker_pipeline.pipeline import Controller, Phase
 from broker_pipeline.runtime.execution.batching import Batches
@@ -337,7 +338,7 @@ class PhaseExecutor:
                 "%s (package %s)",
                 walk.envelope.errors[-1].message,
                 job.package.id,
-                extra={"package_id": job.package.id},
+                extra=about(job.package.envelope, self._program.name),
             )
             if walk.interrupt is None:
                 self._lose(walk, slot)
@@ -355,6 +356,7 @@ class PhaseExecutor:
                 self.lost_slots,
                 self._slot_count,
                 self._name,
+                extra=in_phase(self._program.name),
             )
 
 

@@ -8,6 +8,7 @@ import traceback
 from types import FrameType, TracebackType
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.observe.error_detail import details_of
 
 # A package carries its errors through the whole log: long enough to find the fault, no longer.
 TRACEBACK_BYTES_MAX = 8 * 1024
@@ -41,7 +42,7 @@ def bounded(text: object, bytes_max: int, *, keep_end: bool = False) -> str:
 
 
 def describe(error: BaseException, *, host: str, worker: str, path: str) -> pb.Error:
-    """The exception as it stands in a package's `errors`."""
+    """The exception as it stands in a package's `errors`, with what `--error-detail` asks for."""
     if isinstance(error, RemoteFailure):
         told = pb.Error()
         told.CopyFrom(error.error)
@@ -58,6 +59,7 @@ def describe(error: BaseException, *, host: str, worker: str, path: str) -> pb.E
         host=host,
         worker=worker,
         path=path,
+        details=details_of(error.__traceback__),
     )
 
 

@@ -8,14 +8,18 @@ from typing import Any
 
 from broker_pipeline.journey import NS
 from broker_pipeline.modules import Run
+from broker_pipeline.observe.about import about
 from broker_pipeline.observe.context import TraceContext
+from broker_pipeline.observe.logs import is_set_up
 from broker_pipeline.package import DataPackage
+from broker_pipeline.runtime.execution.hosted import CONTROLLER
 
 log = logging.getLogger("broker_pipeline.module")
 
 
 class PackageLog(logging.LoggerAdapter[logging.Logger]):
-    """A logger that tells the package and the module with each line."""
+    """A logger that tells the package and the module with each line: as fields, and in the text too
+    where a program has its own way with logs."""
 
     def __init__(
         self, package: DataPackage[Any], label: str, span: TraceContext | None = None
@@ -30,11 +34,20 @@ class PackageLog(logging.LoggerAdapter[logging.Logger]):
     def process(
         self, msg: object, kwargs: MutableMapping[str, Any]
     ) -> tuple[str, MutableMapping[str, Any]]:
-        """Append the ids to the text, and give them as fields too."""
-        package_id = self._package.id
-        fields = {"package_id": package_id, "module_path": self._label}
-        kwargs["extra"] = {**fields, **kwargs.get("extra", {})}
-        return f"{msg} (package {package_id}, module {self._label.replace('%', '%%')})", kwargs
+        """Say in fields, and in the text, what the line is about."""
+        controller, _, rest = self._label.partition("/")
+        # In a module server the label says where the module stands there.
+        phase = "" if controller == CONTROLLER else f"{controller}.{rest.partition('/')[0]}"
+        fields = {**about(self._package.envelope, phase), "module_path": self._label}
+        if self._span is not None:
+            fields["trace_id"] = self._span.trace_id
+        kwargs["extra"] = {**fields, **(kwargs.get("extra") or {})}
+        if is_set_up():
+            return str(msg), kwargs
+        return (
+            f"{msg} (package {self._package.id}, module {self._label.replace('%', '%%')})",
+            kwargs,
+        )
 
 
 def run_for(

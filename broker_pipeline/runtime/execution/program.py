@@ -114,6 +114,11 @@ class Program:
     once: bool
     timeout_min_ns: int | None
 
+    @property
+    def name(self) -> str:
+        """CONTROLLER.PHASE, for logs."""
+        return f"{self.controller}.{self.phase}"
+
     def walk(self) -> Iterator[Step]:
         """Every step at any depth."""
         for step in self.steps:

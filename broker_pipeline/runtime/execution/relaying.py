@@ -17,6 +17,7 @@ from broker_pipeline.external.port import Answer, WithdrawnError
 from broker_pipeline.journey import STATUS_TO_PB, Status
 from broker_pipeline.modules import ExternalModule
 from broker_pipeline.observe.context import TraceContext
+from broker_pipeline.observe.error_detail import DETAILS_BYTES_MAX
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import DEPTH_MAX
 from broker_pipeline.runtime.execution.failure import (
@@ -189,7 +190,16 @@ def _told(error: pb.Error, server: str, label: str) -> pb.Error:
         host=bounded(error.host, NAME_BYTES_MAX),
         worker=bounded(server, NAME_BYTES_MAX),
         path=bounded(path, MESSAGE_BYTES_MAX),
+        details=_details(error),
     )
+
+
+def _details(error: pb.Error) -> dict[str, str]:
+    """What a server has recorded; nothing of what is more than ours would."""
+    taken = error.details if sum(map(len, error.details.values())) <= DETAILS_BYTES_MAX else {}
+    if sum(map(len, taken)) > DETAILS_BYTES_MAX:
+        return {}
+    return dict(taken)
 
 
 def _extent(response: service.RunResponse) -> int:
