@@ -22,6 +22,7 @@ from broker_pipeline.journey import NS
 from broker_pipeline.modules import KEEP_STATE, PackageExit, Run, StatefulModule, walk
 from broker_pipeline.observe import current, logs
 from broker_pipeline.observe.context import parse_traceparent
+from broker_pipeline.observe.setting_up import TRACES_ENV, traced_modules
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.execution import frames
 from broker_pipeline.runtime.execution.failure import MESSAGE_BYTES_MAX, bounded, describe
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     logs.set_up("module")
     inbox: queue.Queue[bytes] = queue.Queue(_REQUESTS_MAX)
     threading.Thread(target=_listen, args=(requests, inbox), name="requests", daemon=True).start()
-    with asyncio.Runner() as runner:
+    with traced_modules("worker", os.environ.get(TRACES_ENV)), asyncio.Runner() as runner:
         try:
             step, types = _find(*arguments)
             _finish(runner, step.module.setup())

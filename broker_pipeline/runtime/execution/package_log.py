@@ -12,7 +12,7 @@ from broker_pipeline.observe.about import about
 from broker_pipeline.observe.context import TraceContext
 from broker_pipeline.observe.logs import is_set_up
 from broker_pipeline.package import DataPackage
-from broker_pipeline.runtime.execution.hosted import CONTROLLER
+from broker_pipeline.runtime.execution.hosted import CONTROLLER, PHASE
 
 log = logging.getLogger("broker_pipeline.module")
 
@@ -36,18 +36,17 @@ class PackageLog(logging.LoggerAdapter[logging.Logger]):
     ) -> tuple[str, MutableMapping[str, Any]]:
         """Say in fields, and in the text, what the line is about."""
         controller, _, rest = self._label.partition("/")
+        phase = rest.partition("/")[0]
         # In a module server the label says where the module stands there.
-        phase = "" if controller == CONTROLLER else f"{controller}.{rest.partition('/')[0]}"
-        fields = {**about(self._package.envelope, phase), "module_path": self._label}
+        here = "" if (controller, phase) == (CONTROLLER, PHASE) else f"{controller}.{phase}"
+        fields = {**about(self._package.envelope, here), "module_path": self._label}
         if self._span is not None:
             fields["trace_id"] = self._span.trace_id
         kwargs["extra"] = {**fields, **(kwargs.get("extra") or {})}
         if is_set_up():
             return str(msg), kwargs
-        return (
-            f"{msg} (package {self._package.id}, module {self._label.replace('%', '%%')})",
-            kwargs,
-        )
+        label = self._label.replace("%", "%%")
+        return f"{msg} (package {self._package.id}, module {label})", kwargs
 
 
 def run_for(
