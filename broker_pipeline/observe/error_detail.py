@@ -62,9 +62,11 @@ def set_up(text: str | None) -> None:
     Raises:
         SettingError: a word is none.
     """
-    check(os.environ.get(DETAIL_ENV, "") if text is None else text)
+    words = check(os.environ.get(DETAIL_ENV, "") if text is None else text)
     if text is not None:
         os.environ[DETAIL_ENV] = text
+    if VERSIONS in words:
+        _distributions()  # not while packages wait
 
 
 def details_of(trace: TracebackType | None) -> dict[str, str]:
@@ -157,8 +159,6 @@ def _environment() -> Iterator[tuple[str, str]]:
 
 def _versions(frames: list[tuple[FrameType, int]]) -> Iterator[tuple[str, str]]:
     """Of Python, this package, and the distributions that the frames' modules import."""
-    from importlib import metadata
-
     yield "python", sys.version.split()[0]
     names = {"broker_pipeline"}
     for frame, _ in frames:
@@ -166,7 +166,7 @@ def _versions(frames: list[tuple[FrameType, int]]) -> Iterator[tuple[str, str]]:
     distributions = _distributions()
     found = {each for name in names for each in distributions.get(name, ())}
     for each in sorted(found):
-        yield each, metadata.version(each)
+        yield each, _version(each)
 
 
 def _imports(names: Mapping[str, object]) -> Iterator[str]:
@@ -184,8 +184,15 @@ def _imports(names: Mapping[str, object]) -> Iterator[str]:
 
 
 @cache
+def _version(distribution: str) -> str:
+    from importlib import metadata
+
+    return metadata.version(distribution)
+
+
+@cache
 def _distributions() -> Mapping[str, list[str]]:
-    """Which distributions hold a package. The first time it costs some 100 ms."""
+    """Which distributions hold a package. The first time it costs some 200 ms."""
     from importlib import metadata
 
     return metadata.packages_distributions()

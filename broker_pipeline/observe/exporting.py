@@ -8,6 +8,7 @@ here and nowhere else.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -107,18 +108,19 @@ class JourneyExporter:
     # -- in the thread --------------------------------------------------------------------------
     def _serve(self) -> None:
         while not (self._closing.is_set() and self._queue.empty()):
-            batch = self._gather()
             spans: list[ReadableSpan] = []
-            for headers, envelope, size in batch:
+            count = 0
+            for headers, envelope, size in self._gather():
                 self._bytes_out += size
                 try:
                     told = spans_of(headers, envelope, self._process)
                     spans += [self._readable(each) for each in told]
+                    count += 1
                 except Exception:  # whatever a stranger wrote into a package
                     self._unsent += 1
-                    log.warning("package %d cannot be told as a trace", envelope.id, exc_info=True)
-            if spans and not self._send(spans):
-                self._unsent += len(batch)
+                    log.debug("package %d cannot be told as a trace", envelope.id, exc_info=True)
+            if spans and not _sent(self._target, spans):
+                self._unsent += count
             self._tell()
 
     def _gather(self) -> list[_Journey]:
@@ -137,13 +139,6 @@ class JourneyExporter:
                     break
         return batch
 
-    def _send(self, spans: Sequence[ReadableSpan]) -> bool:
-        try:
-            return self._target.export(spans) is SpanExportResult.SUCCESS
-        except Exception as error:  # a library's, and the network's: traces are not worth more
-            log.debug("traces were not sent: %s", error)
-            return False
-
     def _tell(self) -> None:
         counts = (self._dropped, self._unsent, self._left_out)
         now = time.monotonic()
@@ -152,8 +147,8 @@ class JourneyExporter:
         dropped, unsent, left_out = (a - b for a, b in zip(counts, self._told, strict=True))
         self._told, self._tell_at = counts, now + TELL_S
         log.warning(
-            "traces are incomplete: %d journeys were dropped because the receiver is too slow, %d "
-            "could not be sent, and of %d errors nothing is told because there were too many",
+            "traces are incomplete: %d journeys were dropped because the receiver is too slow or "
+            "away, %d could not be sent, and of %d errors nothing is told, for there were too many",
             dropped,
             unsent,
             left_out,
@@ -191,6 +186,14 @@ class JourneyExporter:
         return found
 
 
+def _sent(target: SpanExporter, spans: Sequence[ReadableSpan]) -> bool:
+    try:
+        return target.export(spans) is SpanExportResult.SUCCESS
+    except Exception as error:  # a library's, and the network's: traces are not worth more
+        log.debug("traces were not sent: %s", error)
+        return False
+
+
 def _exception(error: pb.Error, at_ns: int) -> Event:
     attributes: dict[str, Any] = {"exception.type": error.type, "exception.message": error.message}
     if error.traceback:
@@ -207,6 +210,29 @@ def resource_of(role: str, process: str) -> Resource:
     return Resource.create().merge(Resource(attributes))
 
 
+class Counted(SpanExporter):
+    """Sends spans by another exporter, and says now and then that it cannot."""
+
+    def __init__(self, target: SpanExporter) -> None:
+        self._target = target
+        self._unsent = 0
+        self._tell_at = 0.0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """See `SpanExporter.export`."""
+        if _sent(self._target, spans):
+            return SpanExportResult.SUCCESS
+        self._unsent += len(spans)
+        if (now := time.monotonic()) >= self._tell_at:
+            log.warning("%d spans could not be sent: the receiver does not take them", self._unsent)
+            self._unsent, self._tell_at = 0, now + TELL_S
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """See `SpanExporter.shutdown`."""
+        self._target.shutdown()
+
+
 def otlp(endpoint: str | None) -> SpanExporter:
     """What sends spans by OTLP over HTTP; headers, certificates and the like are as OpenTelemetry's
     own environment variables say.
@@ -214,7 +240,7 @@ def otlp(endpoint: str | None) -> SpanExporter:
     Args:
         endpoint: the URL of a receiver; None: as the environment says.
     """
-    import os
-
     timed = any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}TIMEOUT") for kind in ("", "TRACES_"))
+    # It tells of each attempt: several lines a second where nobody listens.
+    logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.CRITICAL)
     return OTLPSpanExporter(endpoint=endpoint, timeout=None if timed else TIMEOUT_S)

@@ -12,34 +12,42 @@ WINDOW = 2048
 """Characters of a text that are looked at; what is shown of it is less."""
 
 _WORDS = (
-    "token|secret|passw|passphrase|pwd|key|auth|credential|cookie|session|dsn|private|signature|"
-    "jwt|bearer|otp|connection.?string"
-)
-_NAME = re.compile(_WORDS, re.IGNORECASE)
+    "token", "secret", "passw", "passphrase", "pwd", "key", "auth", "credential", "cookie",
+    "session", "dsn", "private", "signature", "jwt", "bearer", "otp", "connectionstring",
+    "connection_string",
+)  # fmt: skip
 _VALUE = r"""(?:"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s,;&"'}\])]+)"""
+# A shape, what stands in its place, and what must be in a text before it is worth looking for:
+# most texts hold none of it, and regular expressions are slow at finding nothing.
 _SHAPES = (
-    (re.compile(r"-----BEGIN [^-]*-----.*?(?:-----END [^-]*-----|\Z)", re.DOTALL), MASK),
-    (re.compile(r"(://)[^\s\"'<>]*@"), rf"\1{MASK}@"),
+    (r"-----BEGIN [^-]*-----.*?(?:-----END [^-]*-----|\Z)", MASK, ("-----begin ",)),
+    (r"(://)[^\s\"'<>]*@", rf"\1{MASK}@", ("://",)),
     (
-        re.compile(r"((?:authorization|cookie)s?[\"']?\s{0,8}[:=]\s{0,8})[^\r\n]+", re.IGNORECASE),
+        r"((?:authorization|cookie)s?[\"']?\s{0,8}[:=]\s{0,8})[^\r\n]+",
         rf"\1{MASK}",
+        ("authorization", "cookie"),
     ),
     (
-        re.compile(r"\b(bearer|basic|digest|negotiate|token)(\s{1,8})[^\s\"',;]+", re.IGNORECASE),
+        r"\b(bearer|basic|digest|negotiate|token)(\s{1,8})[^\s\"',;]+",
         rf"\1\2{MASK}",
+        ("bearer", "basic", "digest", "negotiate", "token"),
     ),
     (
-        re.compile(
-            rf"((?:{_WORDS})[\w.-]{{0,64}}[\"']?\s{{0,8}}[:=]\s{{0,8}}){_VALUE}", re.IGNORECASE
-        ),
+        rf"((?:{'|'.join(_WORDS)})[\w.-]{{0,64}}[\"']?\s{{0,8}}[:=]\s{{0,8}}){_VALUE}",
         rf"\1{MASK}",
+        _WORDS,
     ),
 )
+_COMPILED = [
+    (re.compile(shape, re.IGNORECASE | re.DOTALL), instead, signs)
+    for shape, instead, signs in _SHAPES
+]
 
 
 def is_secret(name: str) -> bool:
     """Whether what has this name is kept to itself."""
-    return _NAME.search(name[:WINDOW]) is not None
+    lowered = name[:WINDOW].lower()
+    return lowered == "pass" or any(word in lowered for word in _WORDS)
 
 
 def masked(text: str) -> str:
@@ -47,6 +55,8 @@ def masked(text: str) -> str:
     found = text[:WINDOW]
     if len(text) > WINDOW:  # what is cut through has lost its shape
         found = found[: max(map(found.rfind, " \n\t,;&\"'")) + 1] or found[: WINDOW // 2]
-    for shape, instead in _SHAPES:
-        found = shape.sub(instead, found)
+    lowered = found.lower()
+    for shape, instead, signs in _COMPILED:
+        if any(sign in lowered for sign in signs):
+            found = shape.sub(instead, found)
     return found

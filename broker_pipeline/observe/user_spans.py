@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
-from broker_pipeline.observe.exporting import CLOSE_S, LINGER_S, resource_of
+from broker_pipeline.observe.exporting import CLOSE_S, LINGER_S, Counted, resource_of
 
 QUEUE_MAX = 4_096
 """Spans that wait to be sent; more are dropped."""
@@ -31,7 +31,9 @@ def provide(target: SpanExporter, role: str, process: str) -> Callable[[], None]
         shutdown_on_exit=False,
     )
     provider.add_span_processor(
-        BatchSpanProcessor(target, max_queue_size=QUEUE_MAX, schedule_delay_millis=LINGER_S * 1000)
+        BatchSpanProcessor(
+            Counted(target), max_queue_size=QUEUE_MAX, schedule_delay_millis=LINGER_S * 1000
+        )
     )
     trace.set_tracer_provider(provider)
 

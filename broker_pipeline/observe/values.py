@@ -45,9 +45,11 @@ class Writer:
 
     def __init__(self) -> None:
         self._nodes = 0
+        self._room = 0
 
     def write(self, value: object) -> str:
         """A value, secrets masked, in at most VALUE_CHARS_MAX characters."""
+        self._room = VALUE_CHARS_MAX
         try:
             text = self._text(value, 0)
         except Exception as error:  # Python's own types, changed while they are read
@@ -56,12 +58,13 @@ class Writer:
 
     def _text(self, value: object, depth: int) -> str:
         self._nodes += 1
-        if self._nodes > NODES_MAX:
+        if self._nodes > NODES_MAX or self._room <= 0:
             return _CUT
         kind = type(value)
         if value is None or kind is bool:
             return str(value)
         if (leaf := _leaf(value, kind)) is not None:
+            self._room -= len(leaf)
             return leaf
         if depth >= DEPTH_MAX:
             return f"<{_name(kind)}>"

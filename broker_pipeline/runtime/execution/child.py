@@ -20,7 +20,7 @@ from broker_pipeline.codecs import Types
 from broker_pipeline.errors import TargetError
 from broker_pipeline.journey import NS
 from broker_pipeline.modules import KEEP_STATE, PackageExit, Run, StatefulModule, walk
-from broker_pipeline.observe import current, logs
+from broker_pipeline.observe import current, error_detail, logs
 from broker_pipeline.observe.context import parse_traceparent
 from broker_pipeline.observe.setting_up import TRACES_ENV, traced_modules
 from broker_pipeline.package import DataPackage
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
     """Serve a module. `arguments`: TARGET, controller, phase, the module's path."""
     requests, replies = _take_pipes()
     logs.set_up("module")
+    error_detail.set_up(None)
     inbox: queue.Queue[bytes] = queue.Queue(_REQUESTS_MAX)
     threading.Thread(target=_listen, args=(requests, inbox), name="requests", daemon=True).start()
     with traced_modules("worker", os.environ.get(TRACES_ENV)), asyncio.Runner() as runner:
