@@ -203,11 +203,23 @@ def _exception(error: pb.Error, at_ns: int) -> Event:
     return Event("exception", attributes, at_ns)
 
 
+class _Process(Resource):
+    """A resource that is hashed once: the encoder asks for each span, which took a fifth of its
+    time."""
+
+    def __init__(self, known: Resource) -> None:
+        super().__init__(known.attributes, known.schema_url)
+        self._hashed = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hashed
+
+
 def resource_of(role: str, process: str) -> Resource:
     """Who did the work: `service.name` and `service.instance.id`, and what
     OTEL_RESOURCE_ATTRIBUTES says."""
     attributes = {"service.name": f"broker_pipeline.{role}", "service.instance.id": process}
-    return Resource.create().merge(Resource(attributes))
+    return _Process(Resource.create().merge(Resource(attributes)))
 
 
 class Counted(SpanExporter):

@@ -37,13 +37,6 @@ class Kind(Enum):
 
 Value = str | int | float | bool
 
-# OpenTelemetry's semantic conventions for messaging, where they have a name.
-_MESSAGING: dict[str, Value] = {
-    "messaging.system": "nats",
-    "messaging.operation.type": "process",
-    "messaging.operation.name": "process",
-}
-
 
 @dataclass(slots=True)
 class SpanData:
@@ -190,7 +183,7 @@ class _Telling:
                 context.phase_span(controller, record.name), controller.span_id,
                 start_ns, _time(record.start_time_ns + record.total_time_ns, start_ns),
                 BRIDGE if relayed else WORKER, record.worker,
-                {**_MESSAGING, "broker_pipeline.controller": around,
+                {"messaging.system": "nats", "broker_pipeline.controller": around,
                  "broker_pipeline.phase": record.name, "broker_pipeline.status": status.value},
                 failed="" if status is Status.ERROR else None,
             )
@@ -233,9 +226,12 @@ class _Telling:
 
 
 def _package_attributes(envelope: pb.DataPackage) -> dict[str, Value]:
+    """By OpenTelemetry's semantic conventions for messaging, where they have a name."""
     outcome = outcome_of(envelope.outcome)
     return {
-        **_MESSAGING,
+        "messaging.system": "nats",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
         "messaging.destination.name": stream_name(envelope.pipeline, envelope.shard),
         "messaging.message.id": f"{envelope.pipeline}/{envelope.shard}/{envelope.id}",
         "broker_pipeline.pipeline": envelope.pipeline,

@@ -72,8 +72,9 @@ def set_up(role: str, form: LogFormat | None = None, level: LogLevel | None = No
         if given is not None:
             os.environ[name] = given.value  # for the processes that this one starts
     if chosen is None:
-        chosen = LogFormat.TEXT if sys.stderr.isatty() else LogFormat.JSON
-    handler = LineHandler(os.dup(sys.stderr.fileno()))
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        chosen = LogFormat.TEXT if on_terminal else LogFormat.JSON
+    handler = LineHandler(_standard_error())
     handler.setFormatter(JsonLines(role) if chosen is LogFormat.JSON else TextLines(role))
     root = logging.getLogger()
     for other in [each for each in root.handlers if isinstance(each, LineHandler)]:
@@ -101,10 +102,18 @@ def tell(line: str, level: int = logging.INFO) -> None:
     if handler is not None and isinstance(handler.formatter, JsonLines):
         logger = "broker_pipeline"
         handler.handle(logging.LogRecord(logger, level, __file__, 0, line, None, None))
-        return
-    if handler is not None:
-        handler.flush()
-    print(line, file=sys.stderr, flush=True)
+    elif handler is not None:
+        handler.write(line)
+    elif sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _standard_error() -> int:
+    """A descriptor of its own; -1, to which nothing can be written, where it is closed."""
+    try:
+        return os.dup(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):
+        return -1
 
 
 def _handler() -> LineHandler | None:
@@ -149,9 +158,14 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line. Never raises, never waits."""
         try:
-            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            text = self.format(record)
         except Exception:  # whatever an argument's __str__ did
-            line = f"a log line of {record.name} cannot be written\n".encode()
+            text = f"a log line of {record.name} cannot be written"
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        """Queue a line as it is."""
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
         with self._change:
             if self._closed or self._bytes + len(line) > QUEUE_BYTES_MAX:
                 self._dropped += 1
