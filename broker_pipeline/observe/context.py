@@ -16,7 +16,7 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
-TRACESTATE_CHARS_MAX = 256
+TRACESTATE_CHARS_MAX = 512
 """A longer one is dropped, as the standard allows: headers count for the broker's limit."""
 
 # Version ff is none. Of later versions these four fields are all that may be relied upon.

@@ -15,8 +15,8 @@ from broker_pipeline.observe.about import about
 
 log = logging.getLogger(__name__)
 
-HEADER_BYTES = 512
-"""What a message's headers may take of the broker's limit."""
+HEADER_BYTES = 1024
+"""What a message's headers may take of the broker's limit: its id, and the context of a trace."""
 TEXT_KEPT = 400
 """Characters of each text that stay where a package must be cut to who it is."""
 _ERROR = STATUS_TO_PB[Status.ERROR]

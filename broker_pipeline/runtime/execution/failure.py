@@ -8,6 +8,7 @@ import traceback
 from types import FrameType, TracebackType
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
+from broker_pipeline.observe import current
 from broker_pipeline.observe.error_detail import details_of
 
 # A package carries its errors through the whole log: long enough to find the fault, no longer.
@@ -16,7 +17,8 @@ MESSAGE_BYTES_MAX = 2 * 1024
 NAME_BYTES_MAX = 256
 _FRAMES_MAX = 32
 
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OURS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, os.path.abspath(current.__file__))
+"""What stands between an executor and user code."""
 _CUT = "[...]"
 
 
