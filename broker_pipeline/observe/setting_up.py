@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from broker_pipeline.errors import ExtraMissingError, SettingError
+from broker_pipeline.observe import error_detail, logs
+from broker_pipeline.observe.logs import LogFormat, LogLevel
 from broker_pipeline.observe.tracing import Traces
 
 log = logging.getLogger(__name__)
@@ -81,10 +83,29 @@ def traced_modules(role: str, url: str | None) -> Iterator[None]:
         close()
 
 
-def inherited(url: str | None, ratio: float | None) -> None:
-    """Let the processes that this one starts trace so. Raises as `traced_journeys`."""
-    _target(url)  # a mistake is said once, and here
-    for name, value in ((TRACES_ENV, url), (RATIO_ENV, ratio)):
+def set_up(
+    role: str,
+    form: LogFormat | None,
+    level: LogLevel | None,
+    *,
+    detail: str | None = None,
+    traces: str | None = None,
+    ratio: float | None = None,
+) -> None:
+    """Have this process, and those that it starts, tell of themselves as its options say.
+
+    Args:
+        role: see `logs.set_up`, with `form` and `level`.
+        detail: see `error_detail.set_up`.
+        traces, ratio: see `traced_journeys`.
+
+    Raises:
+        SettingError, ExtraMissingError: one of them is none, or cannot be.
+    """
+    logs.set_up(role, form, level)
+    error_detail.set_up(detail)
+    _target(traces)  # a mistake is said once, and here
+    for name, value in ((TRACES_ENV, traces), (RATIO_ENV, ratio)):
         if value is not None:
             os.environ[name] = str(value)
 
