@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -158,3 +160,14 @@ def test_a_receiver_that_fails_is_counted_and_a_bad_package_spoils_no_other() ->
     offer(exporter, 3)
     exporter.close(10)
     assert failing.names.count("process p") == 3 and exporter.dropped == 4
+
+
+def test_nothing_of_opentelemetry_is_loaded_unless_traces_are_sent() -> None:
+    """Roles and clients start without it; only what sends traces needs it."""
+    code = (
+        "import sys, broker_pipeline.cli.main, broker_pipeline.runtime.roles, "
+        "broker_pipeline.runtime.module_server, broker_pipeline.observe.setting_up, "
+        "broker_pipeline.observe.journey_spans, broker_pipeline.observe.current; "
+        "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
