@@ -9,45 +9,31 @@ else. So a test says how long things take, and sees what overflows, overtakes or
 
 from __future__ import annotations
 
-import asyncio
 import heapq
-import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from broker_pipeline import codecs
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.core.commands import Command, Dispatch
-from broker_pipeline.core.envelope import message_of, read_event, write
-from broker_pipeline.core.machine import Machine
+from broker_pipeline.core.commands import Dispatch
 from broker_pipeline.core.names import (
     CONTROL_CLOSE,
     HEADER_CONTENT_TYPE,
     HEADER_CONTROL,
-    Subjects,
     escape_instance,
 )
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.errors import ClientError, SetupError, StateError
+from broker_pipeline.errors import ClientError
 from broker_pipeline.journey import NS, Status
-from broker_pipeline.modules import Module, walk
+from broker_pipeline.modules import Module
 from broker_pipeline.package import CONTENT_TYPE, DataPackage
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.ages import pass_over
-from broker_pipeline.runtime.execution.inline import run_inline
-from broker_pipeline.runtime.execution.program import Program, compile_phase
-from broker_pipeline.runtime.execution.stand_in import use_stand_ins
-from broker_pipeline.runtime.execution.threads import coroutine_of
+from broker_pipeline.runtime.inline_pipeline import WORKER, InlineLeader, InlineModules
 
 START_NS = 1_000_000_000 * NS
 """When every run begins: a round time, and not 0, which means "not yet" in an envelope."""
-
-WORKER = "in-memory"
-"""The worker and the host in the journeys."""
 
 Duration = float | Callable[[str, DataPackage[Any]], float]
 """Seconds that a package takes in a phase; or `f("controller.phase", package)` that tells them."""
@@ -97,7 +83,7 @@ def run_in_memory(
         _check_seconds("duration_s", duration_s)
     run = _Run(pipeline, duration_s)
     run.send(chunks, instance, round(interval_s * NS), close)
-    with _Modules(pipeline, external or {}) as modules:
+    with InlineModules(pipeline, external or {}) as modules:
         run.to_the_end(modules)
     return run.left
 
@@ -117,112 +103,18 @@ _Message = tuple[str, dict[str, str], bytes]
 _Event = _Message | _Work
 
 
-class _Modules:
-    """The modules of a pipeline, set up; and the states that the stateful ones left."""
-
-    def __init__(self, pipeline: Pipeline, stand_ins: Mapping[str, Module[Any]]) -> None:
-        self.programs: dict[tuple[int, int], Program] = {
-            (c, p): compile_phase(controller, phase)
-            for c, controller in enumerate(pipeline.controllers)
-            for p, phase in enumerate(controller.phases)
-        }
-        self._types = pipeline.payload_types
-        self._states: dict[tuple[int, int, str, int], dict[str, tuple[type, bytes]]] = {}
-        self._runner: asyncio.Runner | None = None
-        self._ready = ExitStack()
-        self._all = {
-            id(module): module
-            for controller in pipeline.controllers
-            for phase in controller.phases
-            for _, module in walk(phase.modules)
-        }
-        self._now = START_NS
-        used = use_stand_ins(self.programs.values(), stand_ins, self._types, lambda: self._now)
-        self._all |= {id(inner): inner for _, inner in walk(used)}
-
-    def __enter__(self) -> _Modules:
-        with self._ready:
-            self._ready.callback(self._close_loop)
-            steps = (step for program in self.programs.values() for step in program.walk())
-            if any(step.is_async for step in steps):
-                self._loop()
-            for module in self._all.values():
-                self._set_up(module)
-            self._ready = self._ready.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ready.close()
-
-    def _set_up(self, module: Module[Any]) -> None:
-        try:
-            self._settle(module.setup())
-        except ClientError:
-            raise
-        except Exception as error:  # user code
-            raise SetupError(
-                f"setup of module {module.name!r} failed: {type(error).__name__}: {error}",
-                module=module.name,
-            ) from error
-        self._ready.callback(lambda: self._settle(module.teardown()))
-
-    def run(
-        self, work: tuple[int, int], token: str, raw: bytes, now: int
-    ) -> tuple[pb.DataPackage, Status]:
-        """Run a phase on a package; the record and how it ended."""
-        self._now = now
-        package = DataPackage.from_bytes(raw, self._types)
-        key = (*work, token, package.epoch)
-        kept = self._states.get(key, {})
-        record, status, states = run_inline(
-            self.programs[work],
-            package,
-            {path: _load(kind, stored) for path, (kind, stored) in kept.items()},
-            worker=WORKER,
-            host=WORKER,
-            now_ns=lambda: now,
-            monotonic_ns=lambda: now,
-            runner=self._runner,
-        )
-        if states:  # none after an ERROR: what was kept before stands
-            self._states[key] = {path: _store(path, state) for path, state in states.items()}
-        return record, status
-
-    def _settle(self, result: Awaitable[None] | None) -> None:
-        if inspect.isawaitable(result):
-            if inspect.iscoroutine(result) and _loop_runs():
-                result.close()
-            self._loop().run(coroutine_of(result))
-
-    def _loop(self) -> asyncio.Runner:
-        """One loop for all modules: what a `setup` binds to it serves `execute`."""
-        if _loop_runs():
-            raise ClientError(
-                "run_in_memory was called where an event loop runs, and the pipeline has `async` "
-                "modules; call it from a plain function, or by `await asyncio.to_thread(...)`"
-            )
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-        return self._runner
-
-    def _close_loop(self) -> None:
-        if self._runner is not None:
-            self._runner.close()
-
-
 class _Run:
     """A log, its leader and its workers, on one virtual clock."""
 
     def __init__(self, pipeline: Pipeline, duration_s: Duration) -> None:
         self.left: list[DataPackage[Any]] = []
-        self._plan = compile_plan(pipeline)
+        self._leader = InlineLeader(compile_plan(pipeline))
+        self._plan = self._leader.plan
+        self._subjects = self._leader.subjects
         self._types = pipeline.payload_types
         self._duration_s = duration_s
-        self._subjects = Subjects(pipeline.name)
-        self._machine = Machine()
         self._stream_seq = 0
         self._now = START_NS
-        self._bytes: dict[int, pb.DataPackage] = {}  # by stream sequence, until they are used
         self._due: list[tuple[int, int, int, _Event]] = []
         self._count = 0
 
@@ -240,10 +132,10 @@ class _Run:
             goodbye = {HEADER_CONTROL: CONTROL_CLOSE}
             self._at(when, _ARRIVES, (self._subjects.arrival(token), goodbye, b""))
 
-    def to_the_end(self, modules: _Modules) -> None:
+    def to_the_end(self, modules: InlineModules) -> None:
         """Let everything happen that is due, in order of time."""
         while self._due:
-            deadline = self._machine.next_deadline()
+            deadline = self._leader.machine.next_deadline()
             if deadline is not None and deadline < self._due[0][0]:
                 self._now = max(self._now, deadline)
                 self._append(self._subjects.tick, {}, b"", modules)
@@ -259,30 +151,18 @@ class _Run:
         heapq.heappush(self._due, (when, rank, self._count, event))
 
     def _append(
-        self, subject: str, headers: dict[str, str], data: bytes, modules: _Modules
+        self, subject: str, headers: dict[str, str], data: bytes, modules: InlineModules
     ) -> None:
         """A message under `ctl.`: the leader reads it, and its decisions are stored in turn."""
         self._stream_seq += 1
-        event, envelope = read_event(
-            self._subjects, subject, headers, data, self._stream_seq, self._now
-        )
-        if envelope is not None:
-            self._bytes[self._stream_seq] = envelope
-        for command in self._machine.step(event):
-            self._publish(command, modules)
+        for command, raw in self._leader.apply(subject, headers, data, self._stream_seq, self._now):
+            self._stream_seq += 1
+            if isinstance(command, Dispatch):
+                self._begin((command.controller, 0), command.instance, raw, modules)
+            else:
+                self.left.append(DataPackage.from_bytes(raw, self._types))
 
-    def _publish(self, command: Command, modules: _Modules) -> None:
-        self._stream_seq += 1
-        envelope = self._bytes.pop(command.package.source)
-        raw = write(self._plan, 0, command, envelope)
-        if isinstance(command, Dispatch):
-            self._begin((command.controller, 0), command.instance, raw, modules)
-        else:
-            subject, _ = message_of(self._plan, self._subjects, command)
-            assert subject.startswith(self._subjects.out)
-            self.left.append(DataPackage.from_bytes(raw, self._types))
-
-    def _begin(self, work: tuple[int, int], token: str, raw: bytes, modules: _Modules) -> None:
+    def _begin(self, work: tuple[int, int], token: str, raw: bytes, modules: InlineModules) -> None:
         """A worker takes a package; what it makes of it is in the log when its time is over."""
         controller = self._plan.controllers[work[0]]
         phase = controller.phases[work[1]]
@@ -308,7 +188,7 @@ class _Run:
         age = self._plan.controllers[work[0]].max_age_ns
         return age is not None and DataPackage.from_bytes(raw).start_time_ns + age <= self._now
 
-    def _finish(self, done: _Work, modules: _Modules) -> None:
+    def _finish(self, done: _Work, modules: InlineModules) -> None:
         controller = self._plan.controllers[done.controller]
         if done.status is Status.SUCCESS and done.phase + 1 < len(controller.phases):
             self._stream_seq += 1
@@ -334,34 +214,6 @@ def _message(payload: object) -> tuple[dict[str, str], bytes]:
     return {HEADER_CONTENT_TYPE: content_type}, raw
 
 
-def _store(path: str, state: object) -> tuple[type, bytes]:
-    """A state as it is kept: bytes, so that nobody goes on changing it, and any worker reads it."""
-    if isinstance(state, bytes):
-        return bytes, state
-    try:
-        stored = msgspec.msgpack.encode(state)
-        _load(type(state), stored)
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
-        raise StateError(
-            f"the state of module {path!r}, a {type(state).__name__}, cannot be stored and read "
-            f"back: {error}; expected a msgspec.Struct or bytes",
-            module=path,
-        ) from error
-    return type(state), stored
-
-
-def _load(kind: type, stored: bytes) -> object:
-    return stored if kind is bytes else msgspec.msgpack.decode(stored, type=kind)
-
-
 def _check_seconds(what: str, seconds: float) -> None:
     if not 0 <= seconds < float("inf"):
         raise ClientError(f"{what} is {seconds!r}; expected seconds, 0 or more")
-
-
-def _loop_runs() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
