@@ -67,6 +67,14 @@ class Producer(msgspec.Struct, array_like=True):
         self.next_number = first
         return self._in_order(now)
 
+    def skip_to(self, number: int) -> None:
+        """Wait for nothing before this number: it is known not to be in this log, as in a replay of
+        a part of one. Where something is held already, that gap is waited for as always."""
+        if number > self.next_number and not self.held:
+            self.skipped.append((self.next_number, number - 1))
+            del self.skipped[:-SKIPPED_MAX]
+            self.next_number = number
+
     def _was_skipped(self, number: int) -> bool:
         """Whether the number is of a gap that was given up, which it is not from now on."""
         for index, (first, last) in enumerate(self.skipped):
