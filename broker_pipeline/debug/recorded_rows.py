@@ -144,6 +144,15 @@ class RecordedRows:
         )
         return [CutLife(*row) for row in rows]
 
+    def without_outcome(self) -> dict[str, int]:
+        """How many arrivals did not leave, or are repeats that were dropped; by instance."""
+        rows = self._ask(
+            "SELECT events.instance, count(*) FROM events LEFT JOIN outcomes "
+            "ON outcomes.package_id = events.stream_seq WHERE events.kind = 'in' "
+            "AND outcomes.package_id IS NULL GROUP BY events.instance"
+        )
+        return {str(instance): int(count) for instance, count in rows}
+
     def events(self, *, after: int = 0) -> Iterator[RecordedEvent]:
         """The events, in the order of the log; those with a higher stream sequence than `after`.
 

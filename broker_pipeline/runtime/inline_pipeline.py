@@ -17,7 +17,7 @@ import msgspec
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.core.commands import Command
 from broker_pipeline.core.envelope import read_event, write
-from broker_pipeline.core.events import Arrived
+from broker_pipeline.core.events import Arrived, Event
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.names import Subjects
 from broker_pipeline.core.plan import Plan
@@ -60,17 +60,26 @@ class InlineLeader:
     def apply(
         self, subject: str, headers: Mapping[str, str], data: bytes, stream_seq: int, time: int
     ) -> Iterator[tuple[Command, bytes]]:
-        """Decide on a message under `ctl.`: the commands with their bytes, in order. To be iterated
-        to the end. Raises as `read_event` does."""
+        """Decide on a message under `ctl.`; see `decide`. Raises as `read_event` does."""
         event, envelope = read_event(self.subjects, subject, headers, data, stream_seq, time)
+        return self.decide(event, envelope)
+
+    def decide(
+        self, event: Event, envelope: pb.DataPackage | None
+    ) -> Iterator[tuple[Command, bytes]]:
+        """Decide on an event: the commands with their bytes, in order. To be iterated to the end.
+
+        Args:
+            envelope: what `read_event` gave with it.
+        """
         commands = self.machine.step(event)
         if envelope is not None and (self._again is None or not isinstance(event, Arrived)):
-            self._kept[stream_seq] = envelope
+            self._kept[event.stream_seq] = envelope
             envelope = None
         for command in commands:
             source = command.package.source
             found = self._kept.pop(source, None)
-            if found is None and source == stream_seq:
+            if found is None and source == event.stream_seq:
                 found = envelope
             if found is None:
                 assert self._again is not None  # all others are kept
