@@ -61,6 +61,12 @@ class LocalRoles:
             await self._end()
         return self
 
+    async def ended(self) -> None:
+        """Return when a role has ended before it was asked to; raises what ended it."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
     async def _work(self, role: str, announce: Announce) -> None:
         """Run a worker or bridge, and a new one with slots of its own when too many are lost."""
         run = run_bridge if role == "bridge" else partial(run_worker, target=self._target)

@@ -1,5 +1,5 @@
-"""Logs as leaders and workers make them, from chance, written into recordings: a pipeline that can do
-everything, its arrivals, lives, deadlines and repeats."""
+"""Logs as leaders and workers make them, from chance, written into recordings: a pipeline that
+can do everything, its arrivals, lives, deadlines and repeats."""
 
 from __future__ import annotations
 
