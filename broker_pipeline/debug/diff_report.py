@@ -82,6 +82,11 @@ class Report:
     times: Times = field(default_factory=Times)
 
     @property
+    def left(self) -> int:
+        """How many packages have left the replay."""
+        return sum(new for _, new in self.outcomes.values())
+
+    @property
     def slower(self) -> list[str]:
         """The modules that take longer than they may."""
         if self.slower_than is None or Kind.TIME in self.ignore:

@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from typing import Any
 
 from broker_pipeline.broker.large_payloads import LargePayloads, Upload
 from broker_pipeline.client.deploy import SHARD
@@ -50,7 +51,7 @@ LOOK_S = 0.05
 
 async def replay_through_log(
     recording: Recording, log: PrivateLog, watch: Watch
-) -> AsyncIterator[Replayed]:
+) -> AsyncGenerator[Replayed, None]:
     """Replay a recording; what leaves, in order, with the ids that the packages had.
 
     Ends when all have left, or soon after the watch was stopped.
@@ -59,7 +60,7 @@ async def replay_through_log(
         BrokerError, RecordingError: it cannot go on; or what ended a role.
     """
     replay = _LogReplay(recording, log, watch)
-    running = {
+    running: set[asyncio.Future[None]] = {
         asyncio.create_task(replay.feed(), name="feed the replay"),
         asyncio.create_task(replay.read(), name="read what it gives"),
         asyncio.create_task(_stopped(watch), name="stop the replay"),
@@ -68,8 +69,9 @@ async def replay_through_log(
     try:
         while not watch.stopped:
             coming = asyncio.create_task(replay.left.get(), name="the next that leaves")
-            await asyncio.wait((coming, log.failed, *running), return_when=asyncio.FIRST_COMPLETED)
-            for ended in [task for task in (log.failed, *running) if task.done()]:
+            watched: set[asyncio.Future[Any]] = {coming, log.failed, *running}
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            for ended in [each for each in watched if each.done() and each is not coming]:
                 running -= {ended}
                 ended.result()
             if not coming.done():
@@ -84,7 +86,7 @@ async def replay_through_log(
             else:
                 return
     finally:
-        for task in running | ({coming} if coming is not None else set()):
+        for task in (*running, *((coming,) if coming is not None else ())):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
@@ -250,7 +252,7 @@ class _LogReplay:
         package.envelope.id = recorded_id
         package.envelope.pipeline = self._recording.subjects.pipeline
         self._watch.left += 1
-        self.left.put_nowait(Replayed(recorded_id, package))
+        self.left.put_nowait(Replayed(recorded_id, token, package))
         self._room.set()
         self._tell_the_end()
 

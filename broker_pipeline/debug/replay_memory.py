@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -32,10 +32,10 @@ from broker_pipeline.debug.recorded import (
     RecordedOutcome,
 )
 from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.replay_setup import require_stand_ins
 from broker_pipeline.debug.replaying import WORKER, Replayed, Watch
-from broker_pipeline.errors import ReplayError
 from broker_pipeline.journey import Status
-from broker_pipeline.modules import ExternalModule, Module, walk
+from broker_pipeline.modules import Module
 from broker_pipeline.package import DataPackage
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.runtime.ages import pass_over
@@ -63,6 +63,7 @@ def replay_in_memory(
     external: Mapping[str, Module[Any]] | None = None,
     watch: Watch | None = None,
     sink: Sink | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> Iterator[Replayed]:
     """Replay a recording; what leaves, in order. Its packages have the ids that they had.
 
@@ -77,6 +78,7 @@ def replay_in_memory(
         external: what runs in the place of `ExternalModule`s, by name.
         watch: how fast, and how to stop it; what is inside then does not leave.
         sink: gets what happened, as another recording.
+        ready: is called when the modules are set up.
 
     Raises:
         ReplayError: an external module has no stand-in.
@@ -92,32 +94,8 @@ def replay_in_memory(
         monotonic_ns=time.monotonic_ns,
     )  # fmt: skip
     with modules:
+        ready()
         yield from _Replay(recording, pipeline, modules, watch or Watch(), sink).run()
-
-
-def external_names(pipeline: Pipeline) -> list[str]:
-    """The names of the modules that run in servers."""
-    found = [
-        module.name
-        for controller in pipeline.controllers
-        for phase in controller.phases
-        for _, module in walk(phase.modules)
-        if isinstance(module, ExternalModule)
-    ]
-    return list(dict.fromkeys(found))
-
-
-def require_stand_ins(pipeline: Pipeline, given: Mapping[str, object]) -> None:
-    """Raises ReplayError where an external module has no stand-in."""
-    missing = [name for name in external_names(pipeline) if name not in given]
-    if missing:
-        options = " ".join(f"--external {name}=package.module:Class" for name in missing)
-        raise ReplayError(
-            f"modules of pipeline {pipeline.name!r} run in module servers, and a replay calls none "
-            f"by itself: {', '.join(map(repr, missing))}; say what runs in their place, {options}, "
-            f"or have the real servers called: --external-live",
-            modules=missing,
-        )
 
 
 @dataclass(slots=True)
@@ -223,7 +201,7 @@ class _Replay:
             place, ended_ns = self._left_at, package.end_time_ns
             who = (package_id, token, package.epoch, package.sequence)
             self._sink.add_outcome(RecordedOutcome(*who, outcome, place, ended_ns, raw))
-        return Replayed(package_id, package)
+        return Replayed(package_id, token, package)
 
     # -- the phases -----------------------------------------------------------------------------
     def _begin(self, command: Dispatch, raw: bytes) -> None:

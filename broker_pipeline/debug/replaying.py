@@ -21,10 +21,12 @@ class Replayed:
 
     Attributes:
         package_id: of the recorded package: the stream sequence of its arrival.
+        token: its instance's.
         package: as it left now.
     """
 
     package_id: int
+    token: str
     package: DataPackage[Any]
 
 
