@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from broker_pipeline.debug.diff import Kind
 from broker_pipeline.debug.diff_report import Report
 from broker_pipeline.debug.durations import Durations
+from broker_pipeline.debug.replaying import Watch
 from broker_pipeline.journey import NS
 
 LABEL_CHARS = 38
@@ -116,3 +117,22 @@ def _what_changed(report: Report) -> Iterable[str]:
     if report.slower:
         times = f"{report.slower_than:g} times as long"
         yield f"{', '.join(report.slower)} took {times} or longer"
+
+
+def pace_line(watch: Watch) -> str:
+    """How much was replayed, and how fast."""
+    recorded_s = (watch.time_ns - watch.first_ns) / NS
+    took_s = max(watch.took_s, 1e-9)
+    return (
+        f"replayed {watch.left:,} packages of {told_s(recorded_s)} in {told_s(took_s)}: "
+        f"{watch.times_real:,.3g} times real time, {watch.left / took_s:,.0f} packages/s"
+    )
+
+
+def told_s(seconds: float) -> str:
+    """A time as people tell it."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

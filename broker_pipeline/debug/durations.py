@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from broker_pipeline.journey import ModuleRecord
+from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.package import DataPackage
 
 STEP = 1.05
@@ -81,13 +81,13 @@ def _is_slower(old: Durations, new: Durations, share: float, factor: float) -> b
 
 def module_durations(package: DataPackage[object]) -> Iterator[tuple[str, int]]:
     """`(controller/phase/module/..., ns)` of every module, without its wait for a mutex."""
-    for controller in package.controllers:
+    for controller in package.envelope.controllers:
         for phase in controller.phases:
             for module in phase.modules:
                 yield from _durations(f"{controller.name}/{phase.name}", module)
 
 
-def _durations(path: str, module: ModuleRecord) -> Iterator[tuple[str, int]]:
+def _durations(path: str, module: pb.ModuleRecord) -> Iterator[tuple[str, int]]:
     here = f"{path}/{module.name}"
     yield here, max(0, module.total_time_ns - module.waiting_time_ns)
     for inner in module.sub_modules:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from broker_pipeline.debug.diff import Kind
 from broker_pipeline.errors import ReplayError
 from broker_pipeline.modules import ExternalModule, Module, walk
 from broker_pipeline.pipeline import Pipeline
@@ -120,6 +122,23 @@ def _require_addresses(pipeline: Pipeline, stand_ins: Mapping[str, object]) -> N
         )
 
 
+def make_setup(
+    pipeline: Pipeline,
+    on: str,
+    *,
+    url: str,
+    target: str,
+    external: Sequence[str],
+    external_live: bool,
+    workers: int,
+    save: Path | None,
+) -> Setup:
+    """A setup as a person wrote it. Raises as `parse_stand_ins` does."""
+    return Setup(
+        pipeline, On(on), url, target, parse_stand_ins(external), external_live, workers, save
+    )
+
+
 def parse_stand_ins(given: Sequence[str]) -> dict[str, Module[Any]]:
     """`name=package.module:Class`, each, loaded.
 
@@ -137,3 +156,33 @@ def parse_stand_ins(given: Sequence[str]) -> dict[str, Module[Any]]:
             )
         found[name] = load_module(target)
     return found
+
+
+def parse_speed(text: str) -> float | None:
+    """How many times as fast as it was recorded; None, for `max`: flat out. Raises ReplayError."""
+    if text.strip().lower() == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = math.nan
+    if not 0 < speed < math.inf:
+        raise ReplayError(
+            f"the speed {text!r} cannot be; expected 'max', or how many times as fast as it was "
+            f"recorded: 1, 10, 0.5",
+            speed=text,
+        )
+    return speed
+
+
+def parse_kinds(text: str) -> frozenset[Kind]:
+    """Kinds of differences, with commas between them. Raises ReplayError."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in set(Kind)]
+    if unknown:
+        raise ReplayError(
+            f"there are no differences of kind {', '.join(map(repr, unknown))}; expected some of "
+            f"{', '.join(Kind)}",
+            kinds=unknown,
+        )
+    return frozenset(Kind(name) for name in names)

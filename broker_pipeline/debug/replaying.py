@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +67,22 @@ class Watch:
     def stop(self) -> None:
         """Have it end after what runs now."""
         self._stopping.set()
+
+    @contextmanager
+    def stopped_by(self, stop: asyncio.Event, tell: Callable[[str], None]) -> Iterator[None]:
+        """Have the event stop it; `tell` then gets what it still waits for."""
+
+        async def follow() -> None:
+            await stop.wait()
+            self.stop()
+            if (running := self.running) is not None:
+                tell(f"{running[0]} has been running for {self.now() - running[1]:.1f} s")
+
+        following = asyncio.create_task(follow(), name="stop the replay")
+        try:
+            yield
+        finally:
+            following.cancel()
 
     def seen(self, time_ns: int, *, arrival: bool) -> float:
         """An event is next; returns for how many seconds it is too early at this speed."""

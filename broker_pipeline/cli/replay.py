@@ -1,0 +1,267 @@
+"""Commands that replay what was recorded: replay run, replay diff."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
+from broker_pipeline.cli.selecting import (
+    Errors,
+    Instances,
+    Outcomes,
+    Sequences,
+    Since,
+    Until,
+    selection,
+)
+
+if TYPE_CHECKING:
+    from broker_pipeline.debug.diff_report import Report
+    from broker_pipeline.debug.replay_setup import Setup
+    from broker_pipeline.debug.selection import Selection
+
+CHANGED, INTERRUPTED = 1, 130
+"""Exit codes: something differs; Ctrl-C, as shells give it."""
+ENDING = "ending after what runs now; once more to stop at once"
+
+replay = typer.Typer(
+    no_args_is_help=True,
+    help="Run again what a log or a recording has, and compare.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    replay.command("run")(run)
+    replay.command("diff")(diff)
+    app.add_typer(replay, name="replay")
+
+
+class On(StrEnum):
+    """What a replay runs in."""
+
+    MEMORY = "memory"
+    EMBEDDED = "embedded"
+    BROKER = "broker"
+
+
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", metavar="FILE", help="Replay a recording.", show_default="what the log has"
+    ),
+]
+Where = Annotated[
+    On,
+    typer.Option(
+        "--on",
+        case_sensitive=False,
+        help="memory: here, decided by the recorded order. embedded: a server and roles of its "
+        "own. broker: a pipeline of its own at --url.",
+    ),
+]
+Speed = Annotated[
+    str, typer.Option(metavar="N|max", help="So many times as fast as it was; max: flat out.")
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keep what was replayed as a recording.", show_default=False),
+]
+External = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=package.module:Class",
+        help="What runs in the place of a module server; may be given several times.",
+        show_default=False,
+    ),
+]
+ExternalLive = Annotated[
+    bool, typer.Option("--external-live", help="Call the real module servers.")
+]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, help="Worker processes, with --on embedded; 0: all in this process."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+
+
+def run(
+    target: Target,
+    file: From = None,
+    instances: Instances = None,
+    sequences: Sequences = "",
+    since: Since = "",
+    until: Until = "",
+    outcomes: Outcomes = None,
+    errors: Errors = False,
+    on: Where = On.EMBEDDED,
+    speed: Speed = "max",
+    save: Save = None,
+    external: External = None,
+    external_live: ExternalLive = False,
+    workers: Workers = 0,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Run recorded packages again, through TARGET as it is now; nothing live is touched.
+
+    Says how they left, recorded beside replayed, and how long modules took.
+
+    Example: broker-pipeline replay run examples.shout:pipeline --instance room-1 --since 10m
+
+    At the recorded pace, from a file: broker-pipeline replay run my.app:pipeline --from talk.bprec
+    --speed 1
+    """
+    from broker_pipeline.debug.diff_report import Report
+    from broker_pipeline.debug.diff_text import summary_lines
+    from broker_pipeline.debug.replay_setup import make_setup
+    from broker_pipeline.target import load_target
+
+    setup = make_setup(
+        load_target(target), on.value, url=url, target=target, external=external or (),
+        external_live=external_live, workers=workers, save=save,
+    )  # fmt: skip
+    selected = selection(instances, sequences, since, until, outcomes, errors)
+    report = Report()
+    _replay(setup, selected, file, speed, report)
+    _tell(report, as_json, summary_lines)
+    if report.stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+def diff(
+    target: Target,
+    file: From = None,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="Compare with this recording, and replay nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    instances: Instances = None,
+    sequences: Sequences = "",
+    since: Since = "",
+    until: Until = "",
+    outcomes: Outcomes = None,
+    errors: Errors = False,
+    on: Where = On.MEMORY,
+    show: Annotated[
+        int, typer.Option(min=0, help="Show the differences of so many packages in full.")
+    ] = 5,
+    ignore: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND,...",
+            help="Do not count these: outcome, reason, payload, attributes, errors, journey, "
+            "messages, missing, new, time.",
+            show_default=False,
+        ),
+    ] = "",
+    slower_than: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            metavar="N",
+            help="Count a module that takes N times as long as it did, or longer.",
+            show_default="times do not count",
+        ),
+    ] = None,
+    speed: Speed = "max",
+    save: Save = None,
+    external: External = None,
+    external_live: ExternalLive = False,
+    workers: Workers = 0,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Run recorded packages again, and say what differs from how they left then.
+
+    Ends with 0 where nothing has changed, 1 where something has, 2 where it could not be told.
+
+    Example: broker-pipeline replay diff examples.shout:pipeline --from talk.bprec
+    """
+    from broker_pipeline.debug.diff_report import Report
+    from broker_pipeline.debug.diff_text import diff_lines
+    from broker_pipeline.debug.replay_setup import make_setup, parse_kinds
+    from broker_pipeline.target import load_target
+
+    setup = make_setup(
+        load_target(target), on.value, url=url, target=target, external=external or (),
+        external_live=external_live, workers=workers, save=save,
+    )  # fmt: skip
+    selected = selection(instances, sequences, since, until, outcomes, errors)
+    report = Report(parse_kinds(ignore), show, slower_than)
+    _replay(setup, selected, file, speed, report, other)
+    _tell(report, as_json, diff_lines)
+    if report.stopped:
+        raise typer.Exit(INTERRUPTED)
+    if not report.is_same:
+        raise typer.Exit(CHANGED)
+
+
+def _replay(
+    setup: Setup,
+    selected: Selection,
+    file: Path | None,
+    speed: str,
+    report: Report,
+    other: Path | None = None,
+) -> None:
+    """Replay, or compare with another file, with a bar; fills the report."""
+    from broker_pipeline.cli.replay_bars import part_bar, replay_bar
+    from broker_pipeline.debug.diff_text import pace_line
+    from broker_pipeline.debug.replay_run import compare_files, replay
+    from broker_pipeline.debug.replay_setup import parse_speed
+    from broker_pipeline.debug.replay_source import source, warnings
+    from broker_pipeline.debug.replaying import Watch
+    from broker_pipeline.runtime.lifecycle import run_until_signal, unless_stopped
+
+    watch = Watch(parse_speed(speed))
+    if other is None:
+        setup.check()  # before anything is recorded
+
+    async def begin(stop: asyncio.Event) -> None:
+        async with AsyncExitStack() as stack:
+            paths: list[Path] = []
+
+            async def find() -> None:
+                with part_bar() as progress:
+                    recording = source(
+                        setup.pipeline, selected, file=file, url=setup.url, progress=progress
+                    )
+                    paths.append(await stack.enter_async_context(recording))
+
+            if not await unless_stopped(stop, find()):
+                report.stopped = True
+                return
+            for line in warnings(paths[0], setup.pipeline):
+                note(f"note: {line}")
+            if other is not None:
+                compare_files(paths[0], other, setup.pipeline, report)
+                return
+            with watch.stopped_by(stop, note):
+                async with replay_bar(watch):
+                    await replay(paths[0], setup, watch, report)
+            note(pace_line(watch))
+
+    run_until_signal(begin, hint=ENDING)
+
+
+def _tell(report: Report, as_json: bool, lines: Callable[[Report], list[str]]) -> None:
+    if as_json:
+        say(json.dumps(report.to_json(), ensure_ascii=False))
+        return
+    for line in lines(report):
+        say(line)

@@ -1,0 +1,108 @@
+"""The recording that a replay is of: a file as it is, a part of it, or what a live log has."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from broker_pipeline.core.names import unescape_instance
+from broker_pipeline.core.plan import compile_plan, differences
+from broker_pipeline.debug.narrowing import narrow
+from broker_pipeline.debug.recorded import ARRIVAL, RecordingMeta
+from broker_pipeline.debug.recorder import Progress, record_log
+from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.selection import Selection
+from broker_pipeline.errors import ReplayError
+from broker_pipeline.pipeline import Pipeline
+
+NAMED_MAX = 3
+"""Lives that are named in a warning, and differences of plans; of the others there is a count."""
+
+
+@contextlib.asynccontextmanager
+async def source(
+    pipeline: Pipeline,
+    selection: Selection,
+    *,
+    file: Path | None,
+    url: str,
+    progress: Progress = lambda what, done: None,
+) -> AsyncIterator[Path]:
+    """The recording to replay; one that is made for that goes at the end.
+
+    Args:
+        file: replay this, not the live log.
+        url: the broker's address, for the live log.
+
+    Raises:
+        ReplayError: nothing is selected.
+        RecordingError: the file is none, or there is no room for another.
+        BrokerError, PlanError: the live log cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="broker-pipeline-replay-") as folder:
+        path = Path(folder) / "selected.bprec"
+        if file is None:
+            await _record(url, pipeline, selection, path, progress)
+        elif selection == Selection():
+            path = file
+        else:
+            with Recording.open(file) as recording:
+                narrow(recording, selection, path)
+        with Recording.open(path) as recording:
+            if not recording.counts().events.get(ARRIVAL):
+                where = f"the log of {pipeline.name!r}" if file is None else f"{str(file)!r}"
+                raise ReplayError(
+                    f"{where} has no package of {selection}; expected at least one: select "
+                    f"something else; `broker-pipeline results TARGET --from-start` shows what a "
+                    f"log has"
+                )
+        yield path
+
+
+async def _record(
+    url: str, pipeline: Pipeline, selection: Selection, path: Path, progress: Progress
+) -> None:
+    from broker_pipeline.client.client import connect  # only here: a file needs no broker
+
+    async with connect(url, name="broker-pipeline replay") as client:
+        with Recording.create(path, RecordingMeta(pipeline=pipeline.name)) as recording:
+            await record_log(client.broker, pipeline.name, selection, recording, progress)
+
+
+def warnings(path: Path, pipeline: Pipeline) -> Iterator[str]:
+    """What somebody should know who looks at a replay of this recording."""
+    with Recording.open(path) as recording:
+        yield from (f"the recording: {note}" for note in recording.meta.notes)
+        name, plan = recording.meta.pipeline, recording.plan
+        if name != pipeline.name:
+            yield f"it is a recording of pipeline {name!r}, and {pipeline.name!r} replays it"
+        elif plan is not None:
+            changes = differences(plan, compile_plan(pipeline))
+            if changes:
+                more = f", and {len(changes) - NAMED_MAX} more" if changes[NAMED_MAX:] else ""
+                yield f"the plan has changed: {'; '.join(changes[:NAMED_MAX])}{more}"
+        yield from _cut_lives(recording, pipeline)
+
+
+def _cut_lives(recording: Recording, pipeline: Pipeline) -> Iterator[str]:
+    inside = recording.without_outcome()
+    cut = [
+        life
+        for life in recording.cut_lives()
+        if life.last - life.outcomes > inside.get(life.instance, 0)
+    ]
+    if not cut:
+        return
+    named = ", ".join(
+        f"{unescape_instance(life.instance)!r} ({life.outcomes:,} of {life.last:,})"
+        for life in cut[:NAMED_MAX]
+    )
+    more = f" and {len(cut) - NAMED_MAX:,} more" if cut[NAMED_MAX:] else ""
+    stateful = any(phase.stateful for each in pipeline.controllers for phase in each.phases)
+    what = "the states of modules and the queues" if stateful else "the queues of controllers"
+    yield (
+        f"packages are missing in the lives of {named}{more}: {what} are not what they were; "
+        f"select whole instances to have them so"
+    )
