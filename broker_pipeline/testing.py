@@ -10,8 +10,9 @@ else. So a test says how long things take, and sees what overflows, overtakes or
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from broker_pipeline import codecs
@@ -24,6 +25,9 @@ from broker_pipeline.core.names import (
     escape_instance,
 )
 from broker_pipeline.core.plan import compile_plan
+from broker_pipeline.debug.diff import compare as compare
+from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.replay_memory import replay_in_memory
 from broker_pipeline.errors import ClientError
 from broker_pipeline.journey import NS, Status
 from broker_pipeline.modules import Module
@@ -86,6 +90,40 @@ def run_in_memory(
     with InlineModules(pipeline, external or {}) as modules:
         run.to_the_end(modules)
     return run.left
+
+
+def replay(
+    recording: str | Path,
+    pipeline: Pipeline,
+    *,
+    external: Mapping[str, Module[Any]] | None = None,
+) -> Iterator[tuple[DataPackage[Any] | None, DataPackage[Any]]]:
+    """Run a recorded log through a pipeline in memory: a recording is a golden test.
+
+        for recorded, replayed in replay("tests/talk.bprec", pipeline):
+            assert recorded is None or compare(recorded, replayed) == []
+
+    Every decision is made at the place in the log where it was made then, so that unchanged code
+    gives what was recorded, on any machine; see docs/replaying.md. `timeout_s`, `use_mutex` and
+    `isolation` change nothing, and batches are of one.
+
+    Args:
+        recording: a file that `broker-pipeline record` has made.
+        pipeline: what to run.
+        external: as for `run_in_memory`.
+
+    Returns:
+        In the order in which they leave now: each package as it left then (None where it was still
+        inside), and as it leaves now.
+
+    Raises:
+        RecordingError: the file is no recording, or is damaged.
+        ReplayError: an external module without a stand-in.
+        ClientError, SetupError, StateError: as `run_in_memory`.
+    """
+    with Recording.open(recording, pipeline.payload_types) as opened:
+        for replayed in replay_in_memory(opened, pipeline, external=external):
+            yield opened.outcome_of(replayed.package_id), replayed.package
 
 
 @dataclass(frozen=True, slots=True)

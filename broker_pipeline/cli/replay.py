@@ -91,6 +91,34 @@ Workers = Annotated[
     int,
     typer.Option(min=0, help="Worker processes, with --on embedded; 0: all in this process."),
 ]
+With = Annotated[
+    Path | None,
+    typer.Option(
+        "--with",
+        metavar="FILE",
+        help="Compare with this recording, and replay nothing.",
+        show_default=False,
+    ),
+]
+Show = Annotated[int, typer.Option(min=0, help="Show the differences of so many packages in full.")]
+Ignore = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND,...",
+        help="Do not count these: outcome, reason, payload, attributes, errors, journey, "
+        "messages, missing, new, time.",
+        show_default=False,
+    ),
+]
+SlowerThan = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0,
+        metavar="N",
+        help="Count a module that takes N times as long as it did, or longer.",
+        show_default="times do not count",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 
 
@@ -141,15 +169,7 @@ def run(
 def diff(
     target: Target,
     file: From = None,
-    other: Annotated[
-        Path | None,
-        typer.Option(
-            "--with",
-            metavar="FILE",
-            help="Compare with this recording, and replay nothing.",
-            show_default=False,
-        ),
-    ] = None,
+    other: With = None,
     instances: Instances = None,
     sequences: Sequences = "",
     since: Since = "",
@@ -157,27 +177,9 @@ def diff(
     outcomes: Outcomes = None,
     errors: Errors = False,
     on: Where = On.MEMORY,
-    show: Annotated[
-        int, typer.Option(min=0, help="Show the differences of so many packages in full.")
-    ] = 5,
-    ignore: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND,...",
-            help="Do not count these: outcome, reason, payload, attributes, errors, journey, "
-            "messages, missing, new, time.",
-            show_default=False,
-        ),
-    ] = "",
-    slower_than: Annotated[
-        float | None,
-        typer.Option(
-            min=1.0,
-            metavar="N",
-            help="Count a module that takes N times as long as it did, or longer.",
-            show_default="times do not count",
-        ),
-    ] = None,
+    show: Show = 5,
+    ignore: Ignore = "",
+    slower_than: SlowerThan = None,
     speed: Speed = "max",
     save: Save = None,
     external: External = None,

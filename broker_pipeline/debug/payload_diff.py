@@ -51,11 +51,12 @@ def payload_difference(
     lines = [] if old_type == new_type else [f"content type: {old_type!r} -> {new_type!r}"]
     if old == new:
         return tuple(lines)
-    formats = {codecs.format_of(old_type), codecs.format_of(new_type)}
+    # Bytes of which nobody said anything are read as what the others are.
+    formats = {codecs.format_of(each) for each in (old_type, new_type) if each}
     if formats == {Format.TEXT}:
         return tuple(lines + _text(old, new))
     if len(formats) == 1 and formats != {Format.RAW}:
-        read = [_read(old, old_type, types), _read(new, new_type, types)]
+        read = [_read(old, old_type or new_type, types), _read(new, new_type or old_type, types)]
         if not any(each is _ABSENT for each in read):
             with contextlib.suppress(RecursionError):  # nested deeper than anybody reads
                 return tuple(lines + _fields(*read))
@@ -117,7 +118,7 @@ def _fields(old: Any, new: Any) -> list[str]:
     found = list(field_differences("", old, new))
     if len(found) > 1:  # the whole message says nothing that its fields do not
         found = [each for each in found if each[0] != ""] or found
-    lines = [f"{path or 'data'}: {shown(a)} -> {shown(b)}" for path, a, b in found[:FIELDS_MAX]]
+    lines = [f"{_cut(path) or 'data'}: {shown(a)} -> {shown(b)}" for path, a, b in found[:FIELDS_MAX]]
     if len(found) > FIELDS_MAX:
         lines.append(f"and {len(found) - FIELDS_MAX} fields more")
     return lines
