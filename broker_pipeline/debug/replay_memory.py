@@ -137,7 +137,8 @@ class _Replay:
         watch = self._watch
         yield from self._decide(Deployed(0, 0, self._plan))
         for event in self._recording.events():
-            watch.wait(watch.seen(event.time_ns, arrival=event.kind == ARRIVAL))
+            if not watch.stopped:
+                watch.wait(watch.seen(event.time_ns, arrival=event.kind == ARRIVAL))
             if watch.stopped:
                 return
             self._place = event.stream_seq
