@@ -228,6 +228,7 @@ def _replay(
     from broker_pipeline.debug.replay_setup import parse_speed
     from broker_pipeline.debug.replay_source import source, warnings
     from broker_pipeline.debug.replaying import Watch
+    from broker_pipeline.debug.selection import Selection
     from broker_pipeline.runtime.lifecycle import run_until_signal, unless_stopped
 
     watch = Watch(parse_speed(speed))
@@ -251,7 +252,7 @@ def _replay(
             for line in warnings(paths[0], setup.pipeline):
                 note(f"note: {line}")
             if other is not None:
-                compare_files(paths[0], other, setup.pipeline, report)
+                compare_files(paths[0], other, setup.pipeline, report, part=selected != Selection())
                 return
             with watch.stopped_by(stop, note):
                 async with replay_bar(watch):

@@ -118,7 +118,9 @@ def _fields(old: Any, new: Any) -> list[str]:
     found = list(field_differences("", old, new))
     if len(found) > 1:  # the whole message says nothing that its fields do not
         found = [each for each in found if each[0] != ""] or found
-    lines = [f"{_cut(path) or 'data'}: {shown(a)} -> {shown(b)}" for path, a, b in found[:FIELDS_MAX]]
+    lines = [
+        f"{_cut(path) or 'data'}: {shown(a)} -> {shown(b)}" for path, a, b in found[:FIELDS_MAX]
+    ]
     if len(found) > FIELDS_MAX:
         lines.append(f"and {len(found) - FIELDS_MAX} fields more")
     return lines

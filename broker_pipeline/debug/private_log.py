@@ -41,9 +41,10 @@ from broker_pipeline.core.names import (
     snapshot_stream,
     stream_name,
 )
+from broker_pipeline.core.retention import MESSAGES_MIN
 from broker_pipeline.errors import NotFoundError
 from broker_pipeline.modules import CombinationModule, ConditionModule, ExternalModule, Module, walk
-from broker_pipeline.pipeline import Controller, Pipeline
+from broker_pipeline.pipeline import REPLAY_WINDOW_S_MIN, Controller, Pipeline
 from broker_pipeline.runtime.local import LocalRoles
 from broker_pipeline.runtime.supervisor import Supervisor, plan_children
 
@@ -53,6 +54,11 @@ INFIX = "-replay-"
 """Between the name of a pipeline and the token of its replay; doctor looks for it too."""
 TOKEN_BYTES = 3
 NAME_CHARS_MAX = 48
+LOG_BYTES = 512 << 20
+"""Of a replay's log: several times what it may have inside. History goes from half of it on, and
+packages wait for room from 70 % on."""
+IDLE_S = 1e6
+"""No replay takes so long."""
 MARK = ".replay"
 """Behind a replay's pipeline name, the key of its mark (STATE_BUCKET)."""
 PRESENCE_WAIT_S = 1.0
@@ -67,10 +73,16 @@ def private_name(pipeline: str, token: str) -> str:
     return f"{pipeline[: NAME_CHARS_MAX - len(INFIX) - len(token)]}{INFIX}{token}"
 
 
-def renamed(pipeline: Pipeline, name: str) -> Pipeline:
-    """The same pipeline, of another name."""
+def private(pipeline: Pipeline, name: str, max_payload: int) -> Pipeline:
+    """The same pipeline, of another name, with a log that holds no more than a replay needs.
+
+    Its instances do not end by being idle: at another pace they would end elsewhere than they did.
+    """
     other = copy.copy(pipeline)
     other.name = name
+    other.instance_idle_s = max(pipeline.instance_idle_s, IDLE_S)
+    other.replay_window_s = REPLAY_WINDOW_S_MIN
+    other.log_bytes_max = max(LOG_BYTES, MESSAGES_MIN * max_payload)
     return other
 
 
@@ -142,9 +154,10 @@ async def embedded_log(
     async with EmbeddedServer() as server:
         broker = await jetstream.connect(server.url, reconnect=True, name="bp replay")
         try:
-            await deploy(broker, pipeline)
-            async with _roles(server.url, pipeline, target, workers) as failed:
-                yield PrivateLog(broker, server.url, pipeline, failed)
+            other = private(pipeline, pipeline.name, broker.max_payload)
+            await deploy(broker, other)
+            async with _roles(server.url, other, target, workers) as failed:
+                yield PrivateLog(broker, server.url, other, failed)
         finally:
             await broker.close()
 
@@ -164,7 +177,8 @@ async def broker_log(
     broker = await jetstream.connect(url, reconnect=True, name="bp replay")
     try:
         await sweep(broker)
-        other = renamed(pipeline, private_name(pipeline.name, secrets.token_hex(TOKEN_BYTES)))
+        name = private_name(pipeline.name, secrets.token_hex(TOKEN_BYTES))
+        other = private(pipeline, name, broker.max_payload)
         await _mark(broker, other.name)
         try:
             await deploy(broker, other)

@@ -32,7 +32,7 @@ from broker_pipeline.debug.private_log import PrivateLog
 from broker_pipeline.debug.recorded import ARRIVAL, RecordedEvent
 from broker_pipeline.debug.recording import Recording
 from broker_pipeline.debug.replaying import Replayed, Watch
-from broker_pipeline.errors import MalformedPackageError
+from broker_pipeline.errors import MalformedPackageError, ReplayError
 from broker_pipeline.package import CONTENT_TYPE, DataPackage
 
 INSIDE_MAX = 500
@@ -74,6 +74,8 @@ async def replay_through_log(
             for ended in [each for each in watched if each.done() and each is not coming]:
                 running -= {ended}
                 ended.result()
+                if ended is log.failed:
+                    raise ReplayError("a role of the replay has ended before its time; try again")
             if not coming.done():
                 coming.cancel()
                 continue
@@ -138,7 +140,9 @@ class _LogReplay:
         """Publish everything that arrives."""
         watch = self._watch
         for event in self._recording.events():
-            await asyncio.sleep(watch.seen(event.time_ns, arrival=event.kind == ARRIVAL))
+            early_s = watch.seen(event.time_ns, arrival=event.kind == ARRIVAL)
+            if early_s > 0:
+                await asyncio.sleep(early_s)
             for what in self._admission.take(event):
                 await self._do(what, event)
         for what in self._admission.rest():

@@ -66,8 +66,13 @@ async def replay(
         return _end(comparison, watch)
 
 
-def compare_files(path: Path, other: Path, pipeline: Pipeline, report: Report) -> Report:
+def compare_files(
+    path: Path, other: Path, pipeline: Pipeline, report: Report, *, part: bool = False
+) -> Report:
     """Compare a recording with another of the same packages, such as a replay that was saved.
+
+    Args:
+        part: the first may be a part of the other: what it does not have is not new.
 
     Raises:
         RecordingError: one of them cannot be read.
@@ -76,6 +81,8 @@ def compare_files(path: Path, other: Path, pipeline: Pipeline, report: Report) -
     with Recording.open(path, types) as recording, Recording.open(other, types) as replayed:
         comparison = Comparison(recording, report, types)
         for outcome in replayed.outcomes():
+            if part and not recording.has_arrival(outcome.package_id):
+                continue
             package = outcome.package(types)
             comparison.take(Replayed(outcome.package_id, outcome.instance, package))
         return comparison.end()

@@ -18,7 +18,7 @@ from broker_pipeline import (
     Pipeline,
 )
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.private_log import private_name, renamed, with_stand_ins
+from broker_pipeline.debug.private_log import private, private_name, with_stand_ins
 from broker_pipeline.debug.replay_log import inside_max
 from broker_pipeline.debug.replay_setup import (
     On,
@@ -51,12 +51,19 @@ def one(*modules: Any, **options: Any) -> Pipeline:
 def test_names_of_replays_are_names_of_pipelines() -> None:
     """Whatever the pipeline is called."""
     for name in ("a", "talk", "x" * 48):
-        private = private_name(name, "0a1b2c")
-        assert NAME.fullmatch(private)
-        assert private.endswith("-replay-0a1b2c")
-    pipeline = one(Upper())
-    assert renamed(pipeline, "other").name == "other"
-    assert pipeline.name == "talk"
+        found = private_name(name, "0a1b2c")
+        assert NAME.fullmatch(found)
+        assert found.endswith("-replay-0a1b2c")
+
+
+def test_a_private_pipeline_has_a_bounded_log_and_instances_that_end_when_they_are_told() -> None:
+    """All else is as it was declared; the pipeline itself stays as it is."""
+    pipeline = Pipeline("talk", one(Upper()).controllers, instance_idle_s=1.0)
+    other = private(pipeline, "other", 200 << 20)
+    assert (other.name, other.log_bytes_max) == ("other", 800 << 20)
+    assert other.instance_idle_s == 1e6
+    assert compile_plan(other).controllers == compile_plan(pipeline).controllers
+    assert (pipeline.name, pipeline.log_bytes_max) == ("talk", None)
 
 
 def test_stand_ins_are_where_the_servers_were_at_any_depth() -> None:
