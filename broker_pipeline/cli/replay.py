@@ -263,8 +263,19 @@ def _replay(
 
 
 def _tell(report: Report, as_json: bool, lines: Callable[[Report], list[str]]) -> None:
+    from rich.text import Text
+
+    from broker_pipeline.cli.screen import print_lines
+
     if as_json:
-        say(json.dumps(report.to_json(), ensure_ascii=False))
+        say(json.dumps(report.to_json()))
         return
-    for line in lines(report):
-        say(line)
+    print_lines(Text(line, style=_style(line)) for line in lines(report))
+
+
+def _style(line: str) -> str:
+    """Its colour, where there are any."""
+    told = line.strip()
+    if told.startswith(("- ", "changed: ")) or line.endswith(" !"):
+        return "red"
+    return "green" if told.startswith("+ ") or told == "nothing has changed" else ""
