@@ -20,6 +20,7 @@ from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.plan import ControllerPlan, Plan
 from broker_pipeline.debug.recorded import COMPLETION, PLAN, RecordedEvent
 from broker_pipeline.debug.recording import Recording
+from broker_pipeline.errors import ReplayError
 from broker_pipeline.journey import Mode, Outcome
 
 LIVES_MAX = 100_000
@@ -28,32 +29,49 @@ LIVES_MAX = 100_000
 
 class Cuts:
     """The lives of which packages are missing in a recording: a producer's next number there is the
-    next that the recording has."""
+    next that the recording has.
+
+    Attributes:
+        lives: those that are not whole.
+    """
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         inside = recording.without_outcome()
-        self._cut = {
-            (life.instance, life.epoch)
+        self.lives = [
+            life
             for life in recording.cut_lives(LIVES_MAX)
             if life.last - life.outcomes > inside.get(life.instance, 0)
-        }
+        ]
+        self._cut = {(life.instance, life.epoch) for life in self.lives}
 
-    def __len__(self) -> int:
-        return len(self._cut)
-
-    def mind(self, machine: Machine, event: Event) -> None:
-        """To be called before the machine gets the event."""
+    def before(self, machine: Machine, event: Event) -> Iterator[Event]:
+        """What the machine is to be given before an event, one after the other, so that it waits
+        for no number that the recording does not have."""
         if not self._cut or not isinstance(event, Arrived) or not event.producer:
             return
         outcome = self._recording.recorded_outcome(event.stream_seq)
         if outcome is None or (outcome.instance, outcome.epoch) not in self._cut:
             return
+        yield Ticked(event.stream_seq, event.time)  # a life that is over by then has ended
         if event.instance not in machine.instances:
-            machine.step(Opened(event.stream_seq, event.time, event.instance))
-        instance = machine.instances.get(event.instance)
-        if instance is not None and not instance.closing:
+            yield Opened(event.stream_seq, event.time, event.instance)
+        instance = machine.instances[event.instance]
+        if not instance.closing:
             instance.producer(event.producer).skip_to(event.number)
+
+
+def arrival_in(recording: Recording, package_id: int) -> RecordedEvent:
+    """An arrival that was read from the recording before. Raises ReplayError where it says now that
+    it was something else."""
+    event = recording.arrival_of(package_id)
+    if event is None:
+        raise ReplayError(
+            f"event {package_id} of the recording {str(recording.path)!r} is a package, and is "
+            f"said to be none; expected an arrival: take another copy of it, or record again",
+            path=str(recording.path),
+        )
+    return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +110,8 @@ class Admission:
             yield from self._step(Ticked(event.stream_seq, deadline))
         read = self._read(event)
         if read is not None:
-            self._cuts.mind(self._machine, read)
+            for before in self._cuts.before(self._machine, read):
+                yield from self._step(before)
             yield from self._step(read)
 
     def rest(self) -> Iterator[Admitted | Ended]:

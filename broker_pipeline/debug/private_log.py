@@ -54,9 +54,11 @@ INFIX = "-replay-"
 """Between the name of a pipeline and the token of its replay; doctor looks for it too."""
 TOKEN_BYTES = 3
 NAME_CHARS_MAX = 48
-LOG_BYTES = 512 << 20
+LOG_BYTES = 256 << 20
 """Of a replay's log: several times what it may have inside. History goes from half of it on, and
 packages wait for room from 70 % on."""
+EMBEDDED_PAYLOAD_BYTES = 8 << 20
+"""The largest message of an embedded server: what fitted into another broker's fits here too."""
 IDLE_S = 1e6
 """No replay takes so long."""
 MARK = ".replay"
@@ -151,7 +153,7 @@ async def embedded_log(
     Raises:
         ServerStartError, SetupError, ChildFailedError: it cannot begin.
     """
-    async with EmbeddedServer() as server:
+    async with EmbeddedServer(max_payload=EMBEDDED_PAYLOAD_BYTES) as server:
         broker = await jetstream.connect(server.url, reconnect=True, name="bp replay")
         try:
             other = private(pipeline, pipeline.name, broker.max_payload)

@@ -27,7 +27,7 @@ from broker_pipeline.core.names import (
     stream_name,
 )
 from broker_pipeline.core.plan import Plan, compile_plan
-from broker_pipeline.debug.admission import Admission, Admitted, Ended
+from broker_pipeline.debug.admission import Admission, Admitted, Ended, arrival_in
 from broker_pipeline.debug.private_log import PrivateLog
 from broker_pipeline.debug.recorded import ARRIVAL, RecordedEvent
 from broker_pipeline.debug.recording import Recording
@@ -39,8 +39,12 @@ INSIDE_MAX = 500
 """Packages inside at the same time, flat out."""
 INSIDE_PACED_MAX = 20_000
 """The same at a pace that was asked for: what the roles do not keep up with waits in the broker."""
-INSIDE_BYTES_MAX = 64 << 20
+INSIDE_BYTES_MAX = 32 << 20
 """Of what they arrived with. A log holds each about five times."""
+REFILL_SHARE = 0.75
+"""Once there is no room, nothing is sent until so much of it is taken."""
+IN_A_ROW = 32
+"""Packages that are given to the connection before the others have their turn."""
 SEND_S = 30.0
 """For how long a package that gets no answer is sent again."""
 KEPT_HEADERS = (HEADER_CONTENT_TYPE, HEADER_CONTROL)
@@ -132,6 +136,7 @@ class _LogReplay:
         self._failed: BaseException | None = None
         self._room = asyncio.Event()
         self._fed = False
+        self._fed_in_a_row = 0
         self.left: asyncio.Queue[Replayed | None] = asyncio.Queue()
         """What has left, and None at the end; bounded by what may be inside."""
 
@@ -157,13 +162,14 @@ class _LogReplay:
             await self._end(what.token)
             return
         if event is None or event.stream_seq != what.package_id:  # it has waited for another
-            event = self._recording.arrival_of(what.package_id)
-        assert event is not None  # it was read from there
+            event = arrival_in(self._recording, what.package_id)
         token, size = event.instance, len(event.data)
-        while self._is_full(token, size):
-            self._room.clear()
-            await self._room.wait()
-            self._raise_failure()
+        if self._is_full(token, size):
+            # Until there is room for several: they go out together, which costs the roles less.
+            while self._is_full(token, size, REFILL_SHARE):
+                self._room.clear()
+                await self._room.wait()
+                self._raise_failure()
         self._inside[token] += 1
         self._inside_bytes += size
         self._sizes[what.package_id] = (token, size)
@@ -174,11 +180,17 @@ class _LogReplay:
         task = asyncio.create_task(sending, name=f"send {what.package_id}")
         self._sending.add(task)
         task.add_done_callback(self._sent)
-        await asyncio.sleep(0)  # it takes its turn, which `_end` waits for
+        self._fed_in_a_row += 1
+        if self._fed_in_a_row % IN_A_ROW == 0:
+            await asyncio.sleep(0)
 
-    def _is_full(self, token: str, size: int) -> bool:
-        many = len(self._sizes) >= self._most or self._inside[token] >= self._most_of_one
-        return many or (self._inside_bytes > 0 and self._inside_bytes + size > INSIDE_BYTES_MAX)
+    def _is_full(self, token: str, size: int, share: float = 1.0) -> bool:
+        """Whether there is no room for a package, in that share of what there may be."""
+        many = len(self._sizes) >= max(1, self._most * share)
+        of_one = self._inside[token] >= max(1, self._most_of_one * share)
+        bytes_max = INSIDE_BYTES_MAX * share
+        large = self._inside_bytes > 0 and self._inside_bytes + size > bytes_max
+        return many or of_one or large
 
     def _written(self, event: RecordedEvent) -> str:
         """The instance's token as its producer wrote it."""
@@ -230,6 +242,7 @@ class _LogReplay:
         producer = self._producers.pop(token, None)
         if producer is None:
             return
+        await asyncio.sleep(0)  # what was sent last has taken its turn, which is waited for
         await producer.settled()
         self._raise_failure()
         await producer.send(b"", {HEADER_CONTROL: CONTROL_CLOSE})

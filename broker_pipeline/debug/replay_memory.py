@@ -23,7 +23,7 @@ from broker_pipeline.core.envelope import Ignored, read_event
 from broker_pipeline.core.events import Deployed, Event, Ticked
 from broker_pipeline.core.names import unescape_instance
 from broker_pipeline.core.plan import ControllerPlan, compile_plan
-from broker_pipeline.debug.admission import Cuts
+from broker_pipeline.debug.admission import Cuts, arrival_in
 from broker_pipeline.debug.recorded import (
     ARRIVAL,
     COMPLETION,
@@ -165,7 +165,8 @@ class _Replay:
                 read, envelope = event.read(self._subjects)
             except Ignored:
                 return
-            self._cuts.mind(self._machine, read)
+            for before in self._cuts.before(self._machine, read):
+                yield from self._decide(before)
             yield from self._decide(read, envelope)
         if self._sink is not None:
             self._sink.add_event(event)
@@ -230,8 +231,11 @@ class _Replay:
             if status is not Status.SUCCESS:
                 break
         result = _Result(package_id, controller.name, token, raw)
-        comes_later = done is not None and done.stream_seq > self._place
-        if comes_later or self._recording.recorded_outcome(package_id) is None:
+        if done is not None:
+            comes_later = done.stream_seq > self._place
+        else:  # it was inside when the recording ended, or had left without it
+            comes_later = self._recording.recorded_outcome(package_id) is None
+        if comes_later:
             self._waiting[package_id, controller.name] = result
         else:
             self._ready.append(result)
@@ -296,8 +300,6 @@ class _Replay:
 
     def _again(self, stream_seq: int) -> pb.DataPackage:
         """An arrival that has waited: from the recording, so that none waits in memory."""
-        event = self._recording.arrival_of(stream_seq)
-        assert event is not None  # it was read from there
-        _, envelope = event.read(self._subjects)
-        assert envelope is not None  # it is an arrival
+        _, envelope = arrival_in(self._recording, stream_seq).read(self._subjects)
+        assert envelope is not None  # the machine was told of a package
         return envelope

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from broker_pipeline.core.names import unescape_instance
 from broker_pipeline.core.plan import compile_plan, differences
+from broker_pipeline.debug.admission import Cuts
 from broker_pipeline.debug.narrowing import narrow
 from broker_pipeline.debug.recorded import ARRIVAL, RecordingMeta
 from broker_pipeline.debug.recorder import Progress, record_log
@@ -87,12 +88,7 @@ def warnings(path: Path, pipeline: Pipeline) -> Iterator[str]:
 
 
 def _cut_lives(recording: Recording, pipeline: Pipeline) -> Iterator[str]:
-    inside = recording.without_outcome()
-    cut = [
-        life
-        for life in recording.cut_lives()
-        if life.last - life.outcomes > inside.get(life.instance, 0)
-    ]
+    cut = Cuts(recording).lives
     if not cut:
         return
     named = ", ".join(
