@@ -59,7 +59,7 @@ class Race(ExecutionModule[bytes]):
 
 def make(**last: Any) -> Pipeline:
     """A chain of every kind of controller."""
-    last = {"max_age_s": 0.5, "queue_size": 8, **last}
+    last = {"max_age_s": 2.0, "queue_size": 8, **last}
     return Pipeline(
         "nasty",
         [
