@@ -28,8 +28,8 @@ from broker_pipeline.debug.diff_report import Report
 from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
 from broker_pipeline.debug.recording import Recording
 from broker_pipeline.debug.replay_run import replay
-from broker_pipeline.debug.replay_setup import On, Setup
-from broker_pipeline.debug.replaying import Watch
+from broker_pipeline.debug.replay_setup import Setup
+from broker_pipeline.debug.replaying import On, Watch
 from broker_pipeline.journey import NS
 from broker_pipeline.runtime.inline_pipeline import InlineLeader, InlineModules
 from broker_pipeline.runtime.lifecycle import run_until_signal

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +21,7 @@ from broker_pipeline.cli.selecting import (
     Until,
     selection,
 )
+from broker_pipeline.debug.replaying import On
 
 if TYPE_CHECKING:
     from broker_pipeline.debug.diff_report import Report
@@ -44,14 +44,6 @@ def register(app: typer.Typer) -> None:
     replay.command("run")(run)
     replay.command("diff")(diff)
     app.add_typer(replay, name="replay")
-
-
-class On(StrEnum):
-    """What a replay runs in."""
-
-    MEMORY = "memory"
-    EMBEDDED = "embedded"
-    BROKER = "broker"
 
 
 From = Annotated[
@@ -155,7 +147,7 @@ def run(
     from broker_pipeline.target import load_target
 
     setup = make_setup(
-        load_target(target), on.value, url=url, target=target, external=external or (),
+        load_target(target), on, url=url, target=target, external=external or (),
         external_live=external_live, workers=workers, save=save,
     )  # fmt: skip
     selected = selection(instances, sequences, since, until, outcomes, errors)
@@ -200,7 +192,7 @@ def diff(
     from broker_pipeline.target import load_target
 
     setup = make_setup(
-        load_target(target), on.value, url=url, target=target, external=external or (),
+        load_target(target), on, url=url, target=target, external=external or (),
         external_live=external_live, workers=workers, save=save,
     )  # fmt: skip
     selected = selection(instances, sequences, since, until, outcomes, errors)

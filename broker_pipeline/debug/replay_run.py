@@ -18,8 +18,8 @@ from broker_pipeline.debug.recorded import ARRIVAL, COMPLETION, PLAN, RecordedOu
 from broker_pipeline.debug.recording import Recording
 from broker_pipeline.debug.replay_log import replay_through_log
 from broker_pipeline.debug.replay_memory import replay_in_memory
-from broker_pipeline.debug.replay_setup import On, Setup
-from broker_pipeline.debug.replaying import Replayed, Watch
+from broker_pipeline.debug.replay_setup import Setup
+from broker_pipeline.debug.replaying import On, Replayed, Watch
 from broker_pipeline.pipeline import Pipeline
 
 

@@ -5,23 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from broker_pipeline.debug.diff import Kind
+from broker_pipeline.debug.replaying import On
 from broker_pipeline.errors import ReplayError
 from broker_pipeline.modules import ExternalModule, Module, walk
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.target import load_module
-
-
-class On(StrEnum):
-    """What a replay runs in."""
-
-    MEMORY = "memory"
-    EMBEDDED = "embedded"
-    BROKER = "broker"
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ def _require_addresses(pipeline: Pipeline, stand_ins: Mapping[str, object]) -> N
 
 def make_setup(
     pipeline: Pipeline,
-    on: str,
+    on: On,
     *,
     url: str,
     target: str,
@@ -134,9 +126,7 @@ def make_setup(
     save: Path | None,
 ) -> Setup:
     """A setup as a person wrote it. Raises as `parse_stand_ins` does."""
-    return Setup(
-        pipeline, On(on), url, target, parse_stand_ins(external), external_live, workers, save
-    )
+    return Setup(pipeline, on, url, target, parse_stand_ins(external), external_live, workers, save)
 
 
 def parse_stand_ins(given: Sequence[str]) -> dict[str, Module[Any]]:

@@ -15,7 +15,7 @@ from broker_pipeline.debug.recorded import ARRIVAL, RecordingMeta
 from broker_pipeline.debug.recorder import Progress, record_log
 from broker_pipeline.debug.recording import Recording
 from broker_pipeline.debug.selection import Selection
-from broker_pipeline.errors import ReplayError
+from broker_pipeline.errors import NewerVersionError, PlanError, ReplayError
 from broker_pipeline.pipeline import Pipeline
 
 NAMED_MAX = 3
@@ -76,15 +76,24 @@ def warnings(path: Path, pipeline: Pipeline) -> Iterator[str]:
     """What somebody should know who looks at a replay of this recording."""
     with Recording.open(path) as recording:
         yield from (f"the recording: {note}" for note in recording.meta.notes)
-        name, plan = recording.meta.pipeline, recording.plan
+        name = recording.meta.pipeline
         if name != pipeline.name:
             yield f"it is a recording of pipeline {name!r}, and {pipeline.name!r} replays it"
-        elif plan is not None:
-            changes = differences(plan, compile_plan(pipeline))
-            if changes:
-                more = f", and {len(changes) - NAMED_MAX} more" if changes[NAMED_MAX:] else ""
-                yield f"the plan has changed: {'; '.join(changes[:NAMED_MAX])}{more}"
+        else:
+            yield from _changed_plan(recording, pipeline)
         yield from _cut_lives(recording, pipeline)
+
+
+def _changed_plan(recording: Recording, pipeline: Pipeline) -> Iterator[str]:
+    try:
+        plan = recording.plan
+    except (PlanError, NewerVersionError) as error:
+        yield f"its plan cannot be compared with today's, which is the one in force: {error}"
+        return
+    changes = differences(plan, compile_plan(pipeline)) if plan is not None else []
+    if changes:
+        more = f", and {len(changes) - NAMED_MAX} more" if changes[NAMED_MAX:] else ""
+        yield f"the plan has changed: {'; '.join(changes[:NAMED_MAX])}{more}"
 
 
 def _cut_lives(recording: Recording, pipeline: Pipeline) -> Iterator[str]:

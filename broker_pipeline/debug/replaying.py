@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from broker_pipeline.journey import NS
@@ -15,6 +16,14 @@ from broker_pipeline.package import DataPackage
 
 WORKER = "replay"
 """The worker in the journeys of packages that were replayed in memory."""
+
+
+class On(StrEnum):
+    """What a replay runs in."""
+
+    MEMORY = "memory"
+    EMBEDDED = "embedded"
+    BROKER = "broker"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from broker_pipeline.debug.narrowing import narrow
 from broker_pipeline.debug.private_log import INFIX, sweep
 from broker_pipeline.debug.recording import Recording
 from broker_pipeline.debug.replay_run import compare_files, replay
-from broker_pipeline.debug.replay_setup import On, Setup
-from broker_pipeline.debug.replaying import Watch
+from broker_pipeline.debug.replay_setup import Setup
+from broker_pipeline.debug.replaying import On, Watch
 from broker_pipeline.debug.selection import Selection
 from broker_pipeline.journey import STATUS_TO_PB
 from broker_pipeline.pipeline import Controller
@@ -220,8 +220,8 @@ import asyncio, sys
 from pathlib import Path
 from broker_pipeline.debug.diff_report import Report
 from broker_pipeline.debug.replay_run import replay
-from broker_pipeline.debug.replay_setup import On, Setup
-from broker_pipeline.debug.replaying import Watch
+from broker_pipeline.debug.replay_setup import Setup
+from broker_pipeline.debug.replaying import On, Watch
 from tests.integration.replaying import pipeline
 
 async def main(url, path):

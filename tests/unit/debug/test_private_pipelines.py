@@ -21,13 +21,13 @@ from broker_pipeline.core.plan import compile_plan
 from broker_pipeline.debug.private_log import private, private_name, with_stand_ins
 from broker_pipeline.debug.replay_log import inside_max
 from broker_pipeline.debug.replay_setup import (
-    On,
     Setup,
     make_setup,
     parse_kinds,
     parse_speed,
     parse_stand_ins,
 )
+from broker_pipeline.debug.replaying import On
 from broker_pipeline.errors import ReplayError, TargetError
 from broker_pipeline.pipeline import NAME
 from broker_pipeline.testing import run_in_memory
@@ -138,7 +138,7 @@ def test_options_are_read_or_refused() -> None:
     with pytest.raises(TargetError):
         parse_stand_ins(["asr=examples.nowhere:Upper"])
     setup = make_setup(
-        one(external()), "memory", url="", target="t:p", external=["asr=examples.shout:Upper"],
+        one(external()), On.MEMORY, url="", target="t:p", external=["asr=examples.shout:Upper"],
         external_live=False, workers=0, save=Path("x"),
     )  # fmt: skip
     setup.check()
