@@ -210,11 +210,8 @@ class _Replay:
         """Run the phases of a controller on a package, and keep the result for its time."""
         controller = self._plan.controllers[command.controller]
         package_id, token = command.package.id, command.instance
-        done = next(
-            (e for e in self._recording.completions(package_id) if e.controller == controller.name),
-            None,
-        )
-        skipped = self._skipped(controller, command, done)
+        done_seq = self._recording.done_seq(package_id, controller.name)
+        skipped = self._skipped(controller, command) if done_seq is not None else None
         now = self._machine.time
         for index, phase in enumerate(controller.phases):
             if phase.name == skipped:
@@ -231,8 +228,8 @@ class _Replay:
             if status is not Status.SUCCESS:
                 break
         result = _Result(package_id, controller.name, token, raw)
-        if done is not None:
-            comes_later = done.stream_seq > self._place
+        if done_seq is not None:
+            comes_later = done_seq > self._place
         else:  # it was inside when the recording ended, or had left without it
             comes_later = self._recording.recorded_outcome(package_id) is None
         if comes_later:
@@ -240,18 +237,22 @@ class _Replay:
         else:
             self._ready.append(result)
 
-    def _skipped(
-        self, controller: ControllerPlan, command: Dispatch, done: RecordedEvent | None
-    ) -> str | None:
-        """The phase that was not run because the package was too old for it, and is so today."""
-        age = controller.max_age_ns
-        if age is None or done is None or command.package.arrived + age > done.time_ns:
+    def _skipped(self, controller: ControllerPlan, command: Dispatch) -> str | None:
+        """The phase that was not run because the package was too old for it, and is so today, at
+        the recorded time at which it came back."""
+        age, package = controller.max_age_ns, command.package
+        if age is None:
             return None
-        recorded = self._recording.outcome_of(command.package.id)
-        for record in recorded.controllers if recorded is not None else ():
-            for phase in record.phases if record.name == controller.name else ():
-                if phase.status is Status.OUTDATED:
-                    return phase.name
+        recorded = self._recording.outcome_of(package.id)
+        skipped = [
+            phase.name
+            for record in (recorded.controllers if recorded is not None else ())
+            for phase in record.phases
+            if record.name == controller.name and phase.status is Status.OUTDATED
+        ]
+        for done in self._recording.completions(package.id) if skipped else ():
+            if done.controller == controller.name and package.arrived + age <= done.time_ns:
+                return skipped[0]
         return None
 
     # -- time, and what can be forgotten --------------------------------------------------------
