@@ -5,7 +5,7 @@
 One recording of 36,000 packages of 1 KiB, ten a second, and one of a tenth of it, through a module
 that does nothing; in memory, and in an embedded server with the real roles. Each replay is a
 process of its own: its largest resident memory is told, and must not grow with the length; and the
-CPU time that it took, with the start of Python and without the broker, for machines that are shared.
+CPU time that it took, with the start of Python and without the broker: machines are shared.
 Comparing with what was recorded is part of it, as in `replay diff`.
 """
 

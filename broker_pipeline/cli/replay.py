@@ -143,12 +143,12 @@ def run(
     """
     from broker_pipeline.debug.diff_report import Report
     from broker_pipeline.debug.diff_text import summary_lines
-    from broker_pipeline.debug.replay_setup import make_setup
+    from broker_pipeline.debug.replay_setup import Setup, parse_stand_ins
     from broker_pipeline.target import load_target
 
-    setup = make_setup(
-        load_target(target), on, url=url, target=target, external=external or (),
-        external_live=external_live, workers=workers, save=save,
+    setup = Setup(
+        load_target(target), on, url, target, parse_stand_ins(external or ()), external_live,
+        workers, save,
     )  # fmt: skip
     selected = selection(instances, sequences, since, until, outcomes, errors)
     report = Report()
@@ -188,12 +188,12 @@ def diff(
     """
     from broker_pipeline.debug.diff_report import Report
     from broker_pipeline.debug.diff_text import diff_lines
-    from broker_pipeline.debug.replay_setup import make_setup, parse_kinds
+    from broker_pipeline.debug.replay_setup import Setup, parse_kinds, parse_stand_ins
     from broker_pipeline.target import load_target
 
-    setup = make_setup(
-        load_target(target), on, url=url, target=target, external=external or (),
-        external_live=external_live, workers=workers, save=save,
+    setup = Setup(
+        load_target(target), on, url, target, parse_stand_ins(external or ()), external_live,
+        workers, save,
     )  # fmt: skip
     selected = selection(instances, sequences, since, until, outcomes, errors)
     report = Report(parse_kinds(ignore), show, slower_than)

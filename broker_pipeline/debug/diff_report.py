@@ -187,10 +187,11 @@ class Comparison:
 
     def end(self) -> Report:
         """All have come: what has not is missing."""
-        for outcome in self._recording.outcomes():
-            if self._knows(outcome.package_id):
+        for package_id in self._recording.ids_that_left():
+            if self._knows(package_id):
                 continue
-            recorded = outcome.package(self._types)
+            recorded = self._recording.outcome_of(package_id)
+            assert recorded is not None  # it is one that left
             self.report.count(recorded, replayed=False)
             if Kind.MISSING not in self.report.ignore:
                 self.report.missing += 1

@@ -168,6 +168,13 @@ class RecordedRows:
         for row in self._rows(f"SELECT {_OUTCOME} FROM outcomes ORDER BY stream_seq"):
             yield self._outcome(row)
 
+    def ids_that_left(self) -> Iterator[int]:
+        """The ids of the packages that left, in the order in which they did."""
+        for row in self._rows("SELECT package_id FROM outcomes ORDER BY stream_seq"):
+            if not isinstance(row[0], int):
+                raise self._damaged(f"the id of a package that left is {row[0]!r}")
+            yield row[0]
+
     def recorded_outcome(self, package_id: int) -> RecordedOutcome | None:
         """How a package left, by the stream sequence of its arrival; None: that is not in it."""
         wanted = f"SELECT {_OUTCOME} FROM outcomes WHERE package_id = ?"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -63,7 +63,6 @@ def replay_in_memory(
     external: Mapping[str, Module[Any]] | None = None,
     watch: Watch | None = None,
     sink: Sink | None = None,
-    ready: Callable[[], None] = lambda: None,
 ) -> Iterator[Replayed]:
     """Replay a recording; what leaves, in order. Its packages have the ids that they had.
 
@@ -78,7 +77,6 @@ def replay_in_memory(
         external: what runs in the place of `ExternalModule`s, by name.
         watch: how fast, and how to stop it; what is inside then does not leave.
         sink: gets what happened, as another recording.
-        ready: is called when the modules are set up.
 
     Raises:
         ReplayError: an external module has no stand-in.
@@ -94,7 +92,6 @@ def replay_in_memory(
         monotonic_ns=time.monotonic_ns,
     )  # fmt: skip
     with modules:
-        ready()
         yield from _Replay(recording, pipeline, modules, watch or Watch(), sink).run()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,19 +23,11 @@ from broker_pipeline.debug.replaying import On, Replayed, Watch
 from broker_pipeline.pipeline import Pipeline
 
 
-async def replay(
-    path: Path,
-    setup: Setup,
-    watch: Watch,
-    report: Report,
-    *,
-    ready: Callable[[], None] = lambda: None,
-) -> Report:
+async def replay(path: Path, setup: Setup, watch: Watch, report: Report) -> Report:
     """Replay a recording, and compare as it goes.
 
     Args:
         report: is filled, and returned.
-        ready: is called when everything is set up.
 
     Raises:
         ReplayError, RecordingError: it cannot be.
@@ -43,9 +35,9 @@ async def replay(
     """
     setup.check()
     if setup.on is On.MEMORY:
-        return await asyncio.to_thread(_in_memory, path, setup, watch, report, ready)
+        return await asyncio.to_thread(_in_memory, path, setup, watch, report)
     pipeline = with_stand_ins(setup.pipeline, setup.external)
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         recording = stack.enter_context(Recording.open(path, pipeline.payload_types))
         saving = stack.enter_context(_saving(recording, setup))
         made = (
@@ -53,14 +45,13 @@ async def replay(
             if setup.on is On.EMBEDDED
             else broker_log(setup.url, pipeline, target=setup.target)
         )
-        log = await stack.enter_async_context(made)
-        ready()
         comparison = _begin(recording, setup, watch, report)
-        async with aclosing(replay_through_log(recording, log, watch)) as packages:
+        async with made as log, aclosing(replay_through_log(recording, log, watch)) as packages:
             async for replayed in packages:
                 comparison.take(replayed)
                 if saving is not None:
                     _save(saving, replayed, comparison.report)
+        # The roles have ended: what follows takes its time, and would keep them from their leases.
         if saving is not None:
             _save_events(recording, saving)
         return _end(comparison, watch)
@@ -88,9 +79,7 @@ def compare_files(
         return comparison.end()
 
 
-def _in_memory(
-    path: Path, setup: Setup, watch: Watch, report: Report, ready: Callable[[], None]
-) -> Report:
+def _in_memory(path: Path, setup: Setup, watch: Watch, report: Report) -> Report:
     pipeline = setup.pipeline
     with ExitStack() as stack:
         recording = stack.enter_context(Recording.open(path, pipeline.payload_types))
@@ -102,7 +91,6 @@ def _in_memory(
             external=setup.external,
             watch=watch,
             sink=saving,
-            ready=ready,
         )
         for replayed in packages:
             comparison.take(replayed)
@@ -136,7 +124,7 @@ def _saving(recording: Recording, setup: Setup) -> Iterator[Recording | None]:
         recorded_at_ns=time.time_ns(),
         notes=(*recording.meta.notes, f"this is a replay of it on {setup.on.value}"),
     )
-    with Recording.create(setup.save, meta, overwrite=setup.overwrite) as saving:
+    with Recording.create(setup.save, meta) as saving:
         yield saving
 
 

@@ -27,8 +27,7 @@ class Setup:
         external: what runs in the place of external modules, by name.
         external_live: call the real module servers for those that have no stand-in.
         workers: in an embedded server: so many worker processes; 0: all roles in this process.
-        save: write what was replayed into this file.
-        overwrite: even where there is one.
+        save: write what was replayed into this file, which is not there yet.
     """
 
     pipeline: Pipeline
@@ -39,7 +38,6 @@ class Setup:
     external_live: bool = False
     workers: int = 0
     save: Path | None = None
-    overwrite: bool = False
 
     def check(self) -> None:
         """Raises ReplayError where that cannot be."""
@@ -112,21 +110,6 @@ def _require_addresses(pipeline: Pipeline, stand_ins: Mapping[str, object]) -> N
             f"--on broker",
             modules=found,
         )
-
-
-def make_setup(
-    pipeline: Pipeline,
-    on: On,
-    *,
-    url: str,
-    target: str,
-    external: Sequence[str],
-    external_live: bool,
-    workers: int,
-    save: Path | None,
-) -> Setup:
-    """A setup as a person wrote it. Raises as `parse_stand_ins` does."""
-    return Setup(pipeline, on, url, target, parse_stand_ins(external), external_live, workers, save)
 
 
 def parse_stand_ins(given: Sequence[str]) -> dict[str, Module[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from broker_pipeline.debug.private_log import private, private_name, with_stand_
 from broker_pipeline.debug.replay_log import inside_max
 from broker_pipeline.debug.replay_setup import (
     Setup,
-    make_setup,
     parse_kinds,
     parse_speed,
     parse_stand_ins,
@@ -137,8 +135,3 @@ def test_options_are_read_or_refused() -> None:
             parse_stand_ins([text])
     with pytest.raises(TargetError):
         parse_stand_ins(["asr=examples.nowhere:Upper"])
-    setup = make_setup(
-        one(external()), On.MEMORY, url="", target="t:p", external=["asr=examples.shout:Upper"],
-        external_live=False, workers=0, save=Path("x"),
-    )  # fmt: skip
-    setup.check()
