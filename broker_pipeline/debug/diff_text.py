@@ -16,21 +16,19 @@ LABEL_CHARS = 38
 
 def summary_lines(report: Report) -> list[str]:
     """Outcomes and times, recorded beside replayed: what `replay run` says."""
-    return [*_outcomes(report), "", *_times(report)]
+    return [printable(line) for line in (*_outcomes(report), "", *_times(report))]
 
 
 def diff_lines(report: Report) -> list[str]:
     """What is the same, what changed, the first differences in full, and the times."""
-    return [
-        *_counts(report),
-        "",
-        *_outcomes(report),
-        *_first(report),
-        "",
-        *_times(report),
-        "",
-        _verdict(report),
-    ]
+    counts, outcomes, first = _counts(report), _outcomes(report), _first(report)
+    lines = (*counts, "", *outcomes, *first, "", *_times(report), "", _verdict(report))
+    return [printable(line) for line in lines]
+
+
+def printable(line: str) -> str:
+    """A line that no terminal obeys, whatever is in names, texts and payloads."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 def _counts(report: Report) -> Iterator[str]:

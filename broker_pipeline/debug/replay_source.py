@@ -10,6 +10,7 @@ from pathlib import Path
 from broker_pipeline.core.names import unescape_instance
 from broker_pipeline.core.plan import compile_plan, differences
 from broker_pipeline.debug.admission import Cuts
+from broker_pipeline.debug.diff_text import printable
 from broker_pipeline.debug.narrowing import narrow
 from broker_pipeline.debug.recorded import ARRIVAL, RecordingMeta
 from broker_pipeline.debug.recorder import Progress, record_log
@@ -75,7 +76,7 @@ async def _record(
 def warnings(path: Path, pipeline: Pipeline) -> Iterator[str]:
     """What somebody should know who looks at a replay of this recording."""
     with Recording.open(path) as recording:
-        yield from (f"the recording: {note}" for note in recording.meta.notes)
+        yield from (f"the recording: {printable(note)}" for note in recording.meta.notes)
         name = recording.meta.pipeline
         if name != pipeline.name:
             yield f"it is a recording of pipeline {name!r}, and {pipeline.name!r} replays it"
@@ -93,7 +94,7 @@ def _changed_plan(recording: Recording, pipeline: Pipeline) -> Iterator[str]:
     changes = differences(plan, compile_plan(pipeline)) if plan is not None else []
     if changes:
         more = f", and {len(changes) - NAMED_MAX} more" if changes[NAMED_MAX:] else ""
-        yield f"the plan has changed: {'; '.join(changes[:NAMED_MAX])}{more}"
+        yield printable(f"the plan has changed: {'; '.join(changes[:NAMED_MAX])}{more}")
 
 
 def _cut_lives(recording: Recording, pipeline: Pipeline) -> Iterator[str]:

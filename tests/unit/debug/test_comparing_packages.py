@@ -330,6 +330,17 @@ def test_nothing_is_wider_than_a_terminal(tmp_path: Path) -> None:
     assert max(map(len, summary_lines(report))) <= 80
 
 
+def test_no_terminal_obeys_what_is_shown(tmp_path: Path) -> None:
+    """Names, texts and payloads may hold anything; a line stays a line."""
+    evil = "\x1b]0;owned\x07\x1b[2J\nnext"
+    error = {"type": evil, "message": evil, "path": evil}
+    now = package(data=evil.encode(), content_type="text/plain", errors=[error], message=evil)
+    now.envelope.controllers[0].phases[0].modules[0].name = evil
+    now.attributes[evil] = evil
+    for line in diff_lines(report_of(tmp_path, (1, now))):
+        assert line.isprintable()
+
+
 def test_durations_are_told_in_the_unit_that_fits() -> None:
     """Three digits."""
     assert [told_ns(n) for n in (0, 999, 1_500, 2_345_678, 3_210_000_000)] == [
