@@ -43,24 +43,29 @@ async def source(
         RecordingError: the file is none, or there is no room for another.
         BrokerError, PlanError: the live log cannot be read.
     """
+    if file is not None and selection == Selection():
+        _require_packages(file, selection, f"{str(file)!r}")
+        yield file
+        return
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-replay-") as folder:
-        path = Path(folder) / "selected.bprec"
+        path, where = Path(folder) / "selected.bprec", f"the log of {pipeline.name!r}"
         if file is None:
             await _record(url, pipeline, selection, path, progress)
-        elif selection == Selection():
-            path = file
         else:
+            where = f"{str(file)!r}"
             with Recording.open(file) as recording:
                 narrow(recording, selection, path)
-        with Recording.open(path) as recording:
-            if not recording.counts().events.get(ARRIVAL):
-                where = f"the log of {pipeline.name!r}" if file is None else f"{str(file)!r}"
-                raise ReplayError(
-                    f"{where} has no package of {selection}; expected at least one: select "
-                    f"something else; `broker-pipeline results TARGET --from-start` shows what a "
-                    f"log has"
-                )
+        _require_packages(path, selection, where)
         yield path
+
+
+def _require_packages(path: Path, selection: Selection, where: str) -> None:
+    with Recording.open(path) as recording:
+        if not recording.counts().events.get(ARRIVAL):
+            raise ReplayError(
+                f"{where} has no package of {selection}; expected at least one: select something "
+                f"else; `broker-pipeline results TARGET --from-start` shows what a log has"
+            )
 
 
 async def _record(
