@@ -1,4 +1,4 @@
-"""Commands that replay what was recorded: replay run, replay diff."""
+"""Commands that run again what was recorded: replay run, replay diff, replay step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from broker_pipeline.cli import replay_step
 from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
 from broker_pipeline.cli.selecting import (
     Errors,
@@ -43,6 +44,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     replay.command("run")(run)
     replay.command("diff")(diff)
+    replay.command("step")(replay_step.step)
     app.add_typer(replay, name="replay")
 
 

@@ -17,8 +17,13 @@ MESSAGE_BYTES_MAX = 2 * 1024
 NAME_BYTES_MAX = 256
 _FRAMES_MAX = 32
 
-_OURS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, os.path.abspath(current.__file__))
-"""What stands between an executor and user code."""
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_OURS = (
+    _HERE + os.sep,
+    os.path.normpath(os.path.join(_HERE, "../../debug")) + os.sep,
+    os.path.abspath(current.__file__),
+)
+"""Where what runs modules is, and what looks on meanwhile: no module of a user is below these."""
 _CUT = "[...]"
 
 

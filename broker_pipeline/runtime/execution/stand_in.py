@@ -66,10 +66,13 @@ class StandIn:
         module: what to run.
         types: payload types by name.
         now_ns: the clock of all times.
+
+    Attributes:
+        program: the module, laid out.
     """
 
     def __init__(self, module: Module[Any], types: codecs.Types, now_ns: Callable[[], int]) -> None:
-        self._program = compile_phase(CONTROLLER, Phase(PHASE, [module]))
+        self.program = compile_phase(CONTROLLER, Phase(PHASE, [module]))
         self._types = types
         self._now_ns = now_ns
         self._setting = Setting(SERVER, SERVER, now_ns, now_ns)
@@ -79,7 +82,7 @@ class StandIn:
     @property
     def is_async(self) -> bool:
         """Whether it needs an event loop."""
-        return any(step.is_async for step in self._program.walk())
+        return any(step.is_async for step in self.program.walk())
 
     async def call(
         self,
@@ -94,7 +97,7 @@ class StandIn:
         given = pb.DataPackage()
         given.CopyFrom(package)
         states = None if state is None or self._states is None else self._states.unpack(state)
-        way = Walk(self._program, DataPackage.wrap(given, self._types), states, self._setting)
+        way = Walk(self.program, DataPackage.wrap(given, self._types), states, self._setting)
         response = self._response(package, way, await way.run())
         return Answer(response, SERVER, sent_ns, self._now_ns())
 
