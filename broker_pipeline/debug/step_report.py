@@ -15,7 +15,7 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.debug.diff import Difference, compare
 from broker_pipeline.debug.payloads import describe, pretty
 from broker_pipeline.debug.step import Stepped
-from broker_pipeline.debug.step_source import Given
+from broker_pipeline.debug.step_source import Before, Given
 from broker_pipeline.journey import NS, ModuleRecord
 from broker_pipeline.modules import walk
 from broker_pipeline.package import DataPackage
@@ -56,13 +56,13 @@ class Report:
         yield _row("phase", f"{phase}, message {given.stream_seq:,} of the log, {when}")
         yield from _rows("input", _payload_lines(given.envelope, types))
         if given.before is not None:
-            yield _row("state", _whence(given, stepped))
+            yield _row("state", _whence(given.before))
         yield ""
         if given.recorded is None:
             yield _row("recorded", "nothing: the package has not come out of the phase")
         else:
             yield from _rows("recorded", _came_out(given.recorded, given))
-        yield from _rows("now", _came_out(stepped.envelope, given))
+        yield from _rows("now", _came_out(stepped.envelope, given, given.recorded))
         if stepped.after is not None and (stepped.before or stepped.after):
             yield from _rows("state", _state_lines(given, stepped))
         yield ""
@@ -121,10 +121,8 @@ def _rows(head: str, lines: Iterable[str]) -> Iterator[str]:
         head = ""
 
 
-def _whence(given: Given, stepped: Stepped) -> str:
+def _whence(before: Before) -> str:
     """Where the states come from."""
-    before = given.before
-    assert before is not None
     count = len(before.inputs)
     again = f"{count:,} inputs run again" if count != 1 else "1 input run again"
     if not before.states:
@@ -134,8 +132,10 @@ def _whence(given: Given, stepped: Stepped) -> str:
 
 
 # -- a package ----------------------------------------------------------------------------------
-def _came_out(envelope: pb.DataPackage, given: Given) -> Iterator[str]:
-    """How it came out of the phase."""
+def _came_out(
+    envelope: pb.DataPackage, given: Given, shown: pb.DataPackage | None = None
+) -> Iterator[str]:
+    """How it came out of the phase; a traceback that is in what was `shown` is not shown again."""
     types = given.pipeline.payload_types
     package = DataPackage.wrap(envelope, types)
     phases = package.controllers[-1].phases if package.controllers else ()
@@ -148,7 +148,8 @@ def _came_out(envelope: pb.DataPackage, given: Given) -> Iterator[str]:
     yield from _modules(phase.modules, "  ")
     for error in package.errors[len(given.envelope.errors) :]:
         yield f"  {error.type}: {error.message} in {error.path}"
-        yield from (f"    {line}" for line in error.traceback.splitlines())
+        if shown is None or error.traceback not in [each.traceback for each in shown.errors]:
+            yield from (f"    {line}" for line in error.traceback.splitlines())
     old, new = given.envelope, envelope
     if (new.data, new.content_type) != (old.data, old.content_type):
         yield from (f"  {line}" for line in _payload_lines(envelope, types))

@@ -55,6 +55,15 @@ class Terminal:
         self._seen = at + len(text)
         return found
 
+    def reads_match(self, pattern: str) -> str:
+        """The same for a regular expression; what it wrote, up to what was read with it."""
+        until = time.monotonic() + BOUND_S
+        while not re.search(pattern, self.text[self._seen :]):
+            if not self._read(until - time.monotonic()):
+                raise AssertionError(f"it did not write {pattern!r}:\n{self.text[self._seen :]}")
+        found, self._seen = self.text[self._seen :], len(self.text)
+        return found
+
     def types(self, line: str) -> None:
         """A line, with return."""
         os.write(self._side, f"{line}\n".encode())

@@ -207,6 +207,14 @@ def data_of(result: Stepped) -> str:
     return result.envelope.data.decode()
 
 
+def test_a_traceback_is_shown_once() -> None:
+    """Where it is the same."""
+    _, found = stepped(given(counting(), PAYLOADS, 3, "c.count"))
+    text = "\n".join(found.lines())
+    assert text.count("ValueError: bad is bad in c/count/Count") == 2
+    assert text.count("Traceback (most recent call last)") == 1
+
+
 def test_an_initial_state_can_be_asked_for() -> None:
     """Whatever came before."""
     what = given(counting(), PAYLOADS, 4, "c.count", initial_state=True)
