@@ -14,6 +14,7 @@ from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
 from broker_pipeline.cli.selecting import Epoch, Last, NthError, OfInstance, PackageId, Sequence
 
 if TYPE_CHECKING:
+    from broker_pipeline.debug.step_report import Report
     from broker_pipeline.debug.step_source import Given
     from broker_pipeline.debug.wanted import Wanted
     from broker_pipeline.modules import Module
@@ -123,16 +124,23 @@ def step(
         note("left: there is nothing to compare")
         raise typer.Exit(COULD_NOT)
     found = report(given, stepped)
-    if as_json:
-        say(json.dumps(found.to_json(), ensure_ascii=False))
-    else:
-        for line in found.lines():
-            say(line)
+    _tell(found, as_json)
     if post_mortem and not stepped.raised:
         note("no module code raised anything, so there was nothing to stop at")
     if found.differences is None:
         raise typer.Exit(COULD_NOT)
     raise typer.Exit(SAME if found.same else DIFFERENT)
+
+
+def _tell(found: Report, as_json: bool) -> None:
+    from rich.text import Text
+
+    from broker_pipeline.cli.screen import print_lines
+
+    if as_json:
+        say(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        print_lines(Text(line) for line in found.lines())
 
 
 def _check(

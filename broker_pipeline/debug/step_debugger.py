@@ -48,6 +48,7 @@ class ModuleDebugger(pdb.Pdb):
         if event != "call" or not self._is_awaited(frame):
             return None
         self.set_trace(frame)
+        self.set_step()  # at the first line: newer Pythons would stop before the first instruction
         return self.trace_dispatch
 
     def _is_awaited(self, frame: FrameType) -> bool:

@@ -46,7 +46,11 @@ class Report:
         return self.differences == ()
 
     def lines(self) -> Iterator[str]:
-        """For a person."""
+        """For a person; what moves a terminal's cursor or colours it is left out."""
+        for line in self._lines():
+            yield "".join(each if each.isprintable() else " " for each in line)
+
+    def _lines(self) -> Iterator[str]:
         given, stepped = self.given, self.stepped
         types = given.pipeline.payload_types
         package = DataPackage.wrap(given.envelope, types)

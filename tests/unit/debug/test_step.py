@@ -215,6 +215,23 @@ def test_a_traceback_is_shown_once() -> None:
     assert text.count("Traceback (most recent call last)") == 1
 
 
+def test_nothing_that_a_package_says_moves_the_terminal() -> None:
+    """Escape sequences in errors, messages and attributes are not written."""
+
+    class Rude(Count):
+        def execute(self, package: Any, run: Any, state: Tally) -> Tally:
+            run.message = "\x1b[2J"
+            package.attributes["\x1b[31m"] = "\r"
+            if package.data == "bad":
+                raise ValueError("\x1b[0m\x07")
+            return state
+
+    for number in (1, 3):
+        _, found = stepped(given(counting(Rude()), PAYLOADS, number, "c.count"))
+        lines = list(found.lines())
+        assert all(line.isprintable() for line in lines) and len(lines) > 8
+
+
 def test_an_initial_state_can_be_asked_for() -> None:
     """Whatever came before."""
     what = given(counting(), PAYLOADS, 4, "c.count", initial_state=True)
