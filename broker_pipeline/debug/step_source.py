@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.broker.port import Broker
+from broker_pipeline.broker.port import Broker, Message
 from broker_pipeline.debug.finding import Finder
 from broker_pipeline.debug.history import (
     Completion,
@@ -18,6 +19,7 @@ from broker_pipeline.debug.history import (
     PhaseInput,
     parse_package_id,
 )
+from broker_pipeline.debug.log_reading import read_log
 from broker_pipeline.debug.wanted import Wanted
 from broker_pipeline.errors import (
     MalformedPackageError,
@@ -125,7 +127,8 @@ async def look_up(
         with contextlib.suppress(PayloadGoneError, MalformedPackageError):
             await finder.load(given.recorded)  # without it the rest can be compared
     if its_phase.stateful:
-        keeper = StateKeeper(broker, pipeline.name, history.shard, controller, its_phase)
+        until = cast(Broker, _Until(broker, here.message.stream_seq))
+        keeper = StateKeeper(until, pipeline.name, history.shard, controller, its_phase)
         token = history.token
         given.before = Before() if initial_state else await _before(keeper, token, envelope, finder)
     return given
@@ -157,6 +160,32 @@ def _copy(envelope: pb.DataPackage) -> pb.DataPackage:
     copied = pb.DataPackage()
     copied.CopyFrom(envelope)
     return copied
+
+
+class _Until:
+    """A broker whose log ends with a message: what came later changes no state before that."""
+
+    def __init__(self, broker: Broker, end_seq: int) -> None:
+        self._broker = broker
+        self._end_seq = end_seq
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def read_range(
+        self, stream: str, filter: str, *, start_seq: int, headers_only: bool = False
+    ) -> list[Message]:
+        """See `Broker.read_range`."""
+        reading = read_log(
+            self._broker,
+            stream,
+            filter,
+            start_seq=start_seq,
+            end_seq=self._end_seq,
+            headers_only=headers_only,
+        )
+        async with contextlib.aclosing(reading) as batches:
+            return [message async for batch in batches for message in batch]
 
 
 async def _before(
