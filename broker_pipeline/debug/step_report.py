@@ -67,13 +67,14 @@ class Report:
         else:
             yield from _rows("recorded", _came_out(given.recorded, given))
         yield from _rows("now", _came_out(stepped.envelope, given, given.recorded))
-        if stepped.after is not None and (stepped.before or stepped.after):
+        if stepped.after:
             yield from _rows("state", _state_lines(given, stepped))
         yield ""
         if self.differences is None:
             yield "there is nothing recorded to compare it with"
         elif self.same:
-            yield "the same as recorded"
+            gone = given.recorded is not None and given.recorded.HasField("reference")
+            yield "the same as recorded" + ", but for the payload, which is gone" * gone
         else:
             yield "not the same as recorded:"
             for each in self.differences:

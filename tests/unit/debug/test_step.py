@@ -451,7 +451,9 @@ def test_a_large_payload_is_loaded_and_one_that_is_gone_is_said() -> None:
     assert data_of(stepped(upper)[0]) == "X" * 10_000
     assert stepped(swelling)[1].same and stepped(upper)[1].same
     # What was recorded is gone in part: the rest is compared, and it is said.
-    assert "which are not there any more" in "\n".join(stepped(without)[1].lines())
+    lines = list(stepped(without)[1].lines())
+    assert "which are not there any more" in "\n".join(lines)
+    assert lines[-1] == "the same as recorded, but for the payload, which is gone"
 
 
 def test_a_setup_that_fails_is_said_and_what_was_set_up_is_torn_down() -> None:
