@@ -64,6 +64,11 @@ class Terminal:
         found, self._seen = self.text[self._seen :], len(self.text)
         return found
 
+    def answers(self, line: str, prompt: str = "(Pdb) ") -> None:
+        """A line, when it asks for one."""
+        self.reads(prompt)
+        self.types(line)
+
     def types(self, line: str) -> None:
         """A line, with return."""
         os.write(self._side, f"{line}\n".encode())
