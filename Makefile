@@ -1,6 +1,6 @@
 # `make` lists the targets. Every target installs what it needs into a virtual environment of its own.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault fault-real soak check format proto proxies \
+.PHONY: help demo test fault fault-real soak check format proto tools \
 	benchmark clean
 
 PYTHON ?= python3
@@ -29,11 +29,11 @@ help:  ## list the targets
 demo: $(VENV)/.transcribe  ## transcribe recorded speech live (SPEED=max, ROOMS=20, FILE=path)
 	$(BIN)/python -m examples.transcribe.demo --speed $(SPEED) --rooms $(ROOMS) $(if $(FILE),'$(FILE)')
 
-test: $(VENV)/.test $(VENV)/.proxies  ## run all tests, with real servers and real processes
+test: $(VENV)/.test $(VENV)/.tools  ## run all tests, with real servers and real processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-proxies:  ## install nginx and HAProxy for their tests (root, apt-get); elsewhere these are skipped
-	sh tests/integration/install_proxies.sh
+tools:  ## install nginx, HAProxy, Prometheus for their tests (root, apt-get); elsewhere these are skipped
+	sh tests/integration/install_tools.sh
 
 fault: $(VENV)/.test  ## simulate faults from seeds (SEEDS=2000 FIRST_SEED=0; one seed: SEEDS=1)
 	$(BIN)/python -m tests.fault --seeds $(SEEDS) --first $(FIRST_SEED)
@@ -74,9 +74,9 @@ benchmark: $(VENV)/.test  ## ours beside the same topology hand-written on nats-
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build *.egg-info
 
-# Tried once: without it the tests of these proxies are skipped.
-$(VENV)/.proxies: tests/integration/install_proxies.sh | $(VENV)/.test
-	sh tests/integration/install_proxies.sh
+# Tried once: without it the tests of these programs are skipped.
+$(VENV)/.tools: tests/integration/install_tools.sh | $(VENV)/.test
+	sh tests/integration/install_tools.sh
 	touch $@
 
 # One stamp a set of extras: installed again when pyproject.toml changes.

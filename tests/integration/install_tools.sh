@@ -1,12 +1,14 @@
 #!/bin/sh
-# Installs nginx and HAProxy for tests/integration/test_proxies.py, where it may: as root, on Debian and
-# its kin. Elsewhere it says so, and the tests are skipped. Silent where they are there already.
+# Installs nginx and HAProxy for tests/integration/test_proxies.py and Prometheus for test_prometheus.py,
+# where it may: as root, on Debian and its kin. Elsewhere it says so, and the tests are skipped. Silent
+# where they are there already.
 set -u
 PATH="$PATH:/usr/sbin:/usr/local/sbin"
 
 missing=
 command -v nginx >/dev/null || missing="nginx-light"
 command -v haproxy >/dev/null || missing="$missing haproxy"
+command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$missing prometheus"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
