@@ -1,7 +1,11 @@
-"""An audio file as the chunks that a microphone would give: 16 kHz mono int16 PCM."""
+"""An audio file as the chunks that a microphone would give: 16 kHz mono int16 PCM.
+
+python -m examples.transcribe.audio [FILE] > talk.pcm
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +61,8 @@ def _pcm(path: str | Path) -> Iterator[bytes]:
             mono = np.ascontiguousarray(samples.mean(axis=1), dtype=np.float32)
             out = resampler.resample_chunk(mono, last=last)
             yield np.clip(np.rint(out * 32767.0), -32768, 32767).astype("<i2").tobytes()
+
+
+if __name__ == "__main__":
+    for each in read_chunks(sys.argv[1] if len(sys.argv) > 1 else bundled_recording()):
+        sys.stdout.buffer.write(each)
