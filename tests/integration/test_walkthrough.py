@@ -153,6 +153,7 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
                     os.kill(number, signal.SIGTERM)
 
 
+@pytest.mark.timeout(240)
 def test_the_walk_through_debugging_leads_where_it_says(walk: Walk) -> None:
     """Every command of the page, in its order; what matters of what it shows is what happens."""
     page = commands()
