@@ -49,18 +49,21 @@ KEY_LINES = {
         "not the same as recorded:",
         "messages of listen/segment/Segment: '' -> 'silence'",
     ],
-    "echo $?": ["1"],
-    "broker-pipeline replay diff $pipeline --from meeting.bprec --show 1": [
+    "broker-pipeline replay diff $pipeline --from meeting.bprec --save ": [
         "replayed 113 packages",
         "82  the same",
         "31  changed: outcome 30, attributes 1, errors 30, journey 30, messages 31",
         "outcome: ERROR ('math domain error') -> EXIT ('silence')",
         "changed: 31 packages differ",
     ],
-    "broker-pipeline replay diff $pipeline --from meeting.bprec --ignore ": [
+    "broker-pipeline replay diff $pipeline --from meeting.bprec --with ": [
         "112  the same",
         "attributes of 'start_s': '4.26' -> '7.26'",
         "changed: 1 package",
+    ],
+    "broker-pipeline replay diff $pipeline --from mended.bprec": [
+        "113  the same",
+        "nothing has changed",
     ],
 }
 """What must be in the page and in what is really written, by the beginning of the command."""
@@ -160,6 +163,8 @@ def test_the_walk_through_debugging_leads_where_it_says(walk: Walk) -> None:
     for command in page:
         written = walk.run(command)
         shown = "\n".join(command.output)
+        if command.line == "echo $?":
+            assert written.split()[0] == shown.strip(), f"another exit code than the page's {shown}"
         for line in command.key_lines():
             assert line in written, f"$ {command.line}\n{written}"
             assert line in shown, f"the page lacks {line!r} behind $ {command.line}"
