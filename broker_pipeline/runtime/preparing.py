@@ -155,8 +155,10 @@ class Preparing:
         """Get the states before this package, then run it."""
         assert self._states is not None
         try:
-            async with self._turn:
-                states = await self._states.catch_up(here.token, envelope, self._rerun)
+            states = await self._states.confirmed(here.token, envelope)
+            if states is None:
+                async with self._turn:
+                    states = await self._states.catch_up(here.token, envelope, self._rerun)
         except StateError as error:
             self._results.fail(here, envelope, error)
             return

@@ -9,6 +9,7 @@ again over the inputs since, throwing the results away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -43,6 +44,9 @@ States = dict[str, Any]
 
 STORE_EVERY_S = 1.0
 """Between two stored states of an instance: what another worker has to run again at most."""
+CONFIRM_S = 1.0
+"""How long a package waits for the broker's word on the result before it. That is mostly on its
+way: the leader reads a result as soon as it is stored, and may be quicker than the ack."""
 HELD_MAX = 10_000
 """Instances whose states a worker holds; the one silent longest is let go, and caught up with."""
 HEADROOM_BYTES = 1024
@@ -56,6 +60,7 @@ class Held:
     Attributes:
         counts: whether the result that they belong to is the one that the log has. Another one may
             be there first: of another worker, or the ERROR of a package that was tried too often.
+        decided: is set once that is known; None: nobody waits for it.
         large: whether it was larger than a message may be when it was encoded last.
         to_store: as they are to be stored once the next package says that they count; None where
             it is not time for that.
@@ -64,6 +69,7 @@ class Held:
 
     __slots__ = (
         "counts",
+        "decided",
         "encoded_at",
         "epoch",
         "large",
@@ -80,6 +86,7 @@ class Held:
         self.stream_seq = stream_seq
         self.states = states
         self.counts = False
+        self.decided: asyncio.Event | None = None
         self.large = False
         self.encoded_at = 0.0
         self.to_store: ToStore | None = None
@@ -133,13 +140,26 @@ class StateKeeper:
 
     def at_hand(self, token: str, envelope: pb.DataPackage) -> States | None:
         """The states before this package, if they are here; None: `catch_up` gets them."""
-        previous = self.previous(envelope)
-        if previous == 0:
+        if self.previous(envelope) == 0:
             return {}
+        held = self._before(token, envelope)
+        return held.states if held is not None and held.counts else None
+
+    def _before(self, token: str, envelope: pb.DataPackage) -> Held | None:
+        """What is held after the input before this package, whether it counts or not."""
         held = self._held.get(token)
-        if held is None or (held.epoch, held.sequence) != (envelope.epoch, previous):
-            return None
-        return held.states if held.counts else None
+        before = (envelope.epoch, self.previous(envelope))
+        return held if held is not None and (held.epoch, held.sequence) == before else None
+
+    async def confirmed(self, token: str, envelope: pb.DataPackage) -> States | None:
+        """The states before this package, if they are here and their result is about to count."""
+        held = self._before(token, envelope)
+        if held is not None and not held.counts:
+            held.decided = held.decided or asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONFIRM_S):
+                    await held.decided.wait()
+        return held.states if held is not None and held.counts else None
 
     async def catch_up(self, token: str, envelope: pb.DataPackage, rerun: Rerun) -> States:
         """The states before this package, by running again what came since they were stored.
@@ -228,10 +248,14 @@ class StateKeeper:
         held = self._held.get(token)
         if held is not None and held.stream_seq == stream_seq:
             held.counts = True
+            if held.decided is not None:
+                held.decided.set()
 
     def forget(self, token: str) -> None:
         """Hold nothing of the instance: the next package catches up."""
-        self._held.pop(token, None)
+        held = self._held.pop(token, None)
+        if held is not None and held.decided is not None:
+            held.decided.set()
 
     def tokens(self) -> list[str]:
         """The instances whose states are held."""

@@ -14,6 +14,7 @@ import pytest
 from broker_pipeline import Controller, ExecutionModule, Mode, Outcome, Phase, Pipeline
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.memory import MemoryServer
+from broker_pipeline.broker.port import PubAck
 from broker_pipeline.core.names import HEADER_CONTROL, module_bucket, module_key, object_bucket
 from broker_pipeline.modules import StatefulModule
 from broker_pipeline.runtime import lanes, phase_worker
@@ -115,6 +116,39 @@ async def test_one_worker_folds() -> None:
     texts = ["1", "2", "keep", "3"]
     assert await one_by_one(bench, texts) == expected(texts)
     assert fold.runs == 4
+    await bench.end()
+
+
+async def test_a_leader_that_is_quicker_than_the_ack_has_nothing_run_again() -> None:
+    """It sends the next package as soon as the result is stored, and the worker may get that before
+    the broker's word that it is: the state is here, and about to count."""
+    fold = Fold()
+    bench = await Bench.begin(pipeline(fold))
+    worker = await bench.work()
+    publish = worker.broker.start_publish
+    telling = set()
+
+    async def start_publish(*args: Any, **options: Any) -> asyncio.Future[PubAck]:
+        stored = await publish(*args, **options)
+        told: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+
+        async def tell() -> None:
+            ack = await stored
+            await until(
+                lambda: (
+                    worker.phase._preparing.count or len(bench.messages(bench.subjects.out)) == 3
+                ),
+                "the next package waits, or there is none",
+            )
+            told.set_result(ack)
+
+        telling.add(asyncio.create_task(tell()))
+        return told
+
+    worker.broker.start_publish = start_publish  # type: ignore[method-assign]
+    await bench.send(b"1", b"2", b"3")
+    assert results(await bench.left(3)) == expected(["1", "2", "3"])
+    assert fold.runs == 3
     await bench.end()
 
 
