@@ -7,6 +7,7 @@ here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -36,6 +37,8 @@ BATCH_MAX = 100
 """Journeys sent at once: some 600 spans."""
 LINGER_S = 0.5
 """A journey waits so long for others."""
+LOOK_S = 0.1
+"""How often it is looked whether a batch is full before that."""
 TIMEOUT_S = 5.0
 """The receiver may take so long for a batch, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise."""
 CLOSE_S = 2.0
@@ -124,19 +127,16 @@ class JourneyExporter:
             self._tell()
 
     def _gather(self) -> list[_Journey]:
-        """What comes within LINGER_S, up to BATCH_MAX."""
-        batch: list[_Journey] = []
+        """What comes within LINGER_S, up to BATCH_MAX. It looks now and then: to be woken for each
+        journey would take the interpreter from the event loop as often."""
         until = time.monotonic() + LINGER_S
-        while len(batch) < BATCH_MAX:
-            left_s = until - time.monotonic()
-            try:
-                if left_s <= 0 or self._closing.is_set():
-                    batch.append(self._queue.get_nowait())
-                else:
-                    batch.append(self._queue.get(timeout=min(left_s, 0.1)))
-            except queue.Empty:
-                if left_s <= 0 or self._closing.is_set():
-                    break
+        while self._queue.qsize() < BATCH_MAX and time.monotonic() < until:
+            if self._closing.wait(LOOK_S):
+                break
+        batch: list[_Journey] = []
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < BATCH_MAX:
+                batch.append(self._queue.get_nowait())
         return batch
 
     def _tell(self) -> None:
