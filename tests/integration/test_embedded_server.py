@@ -43,7 +43,7 @@ def is_running(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second: it ends as it is read
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
 

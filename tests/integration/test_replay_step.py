@@ -346,7 +346,7 @@ def test_nothing_live_changes(steps: Steps) -> None:
             for stream in ("BP_steps_0", "KV_bp_modules_steps"):
                 found[stream] = (
                     await broker.stream_state(stream),
-                    await broker.consumer_floors(stream),
+                    await broker.consumer_states(stream),
                 )
             return found
 

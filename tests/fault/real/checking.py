@@ -116,7 +116,7 @@ def check_instance(
     # How often the broker delivered a message is not in its log: a package may be called poison
     # where workers were killed; how many that should not have been is reported.
     injected = Counter({"faults": faults}) if faults else Counter()
-    checks = Checks(_scenario(), log, model, _Unknown(), acked, injected, AllInline())
+    checks = Checks(_scenario(), log, model, _Unknown(), acked, injected, AllInline(), None)
     verdict.violations += checks.run()
     arrivals = checks.arrivals
     verdict.packages = len(checks.left)

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from broker_pipeline.broker.api import Answer
 from broker_pipeline.broker.jetstream import JetStreamBroker, connect
 from broker_pipeline.client.client import connect as client_connect
 from broker_pipeline.client.deploy import deploy
-from broker_pipeline.core.names import stream_name
+from broker_pipeline.core.names import STATE_BUCKET, snapshot_key, stream_name
+from broker_pipeline.core.snapshot import read_head
 from broker_pipeline.errors import BrokerPipelineError
 from tests.fault.real.chaos import Chaos, Fault, draw_faults
 from tests.fault.real.checking import Verdict, check_all
@@ -340,6 +343,17 @@ async def _end(site: Site, reading: asyncio.Task[None], result: Result) -> None:
         result.ends[role.name] = Counter(code for _, code in role.ends)
         if code != 0:
             result.violations.append(f"{role.name} ended with {code!r} after SIGTERM, not with 0")
+    await _counted_once(site, result)
+
+
+async def _counted_once(site: Site, result: Result) -> None:
+    """Through all takeovers: the counts that the last leader has stored are those of what left."""
+    entry = await site.admin.kv_get(STATE_BUCKET, snapshot_key(NAME, 0))
+    assert entry is not None  # a leader that drains stores a snapshot
+    counts = read_head(msgspec.msgpack.decode(entry.value)[1]).tallies[0]
+    left = site.recording.left
+    if (counts.came, sum(counts.left), counts.inside) != (left, left, 0):
+        result.violations.append(f"{left} packages have left, and counted are {counts}")
 
 
 def takeovers(log: list[tuple[float, str, str]], left_at: list[float]) -> list[tuple[float, bool]]:

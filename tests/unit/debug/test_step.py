@@ -320,7 +320,7 @@ def test_nothing_is_written_and_no_consumer_is_left() -> None:
             keys = await bench.broker.kv_keys(module_bucket("demo"))
             return (
                 await bench.broker.stream_state(bench.stream),
-                await bench.broker.consumer_floors(bench.stream),
+                await bench.broker.consumer_states(bench.stream),
                 [await bench.broker.kv_get(module_bucket("demo"), key) for key in keys],
             )
 
