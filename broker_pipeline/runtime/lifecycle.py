@@ -91,9 +91,9 @@ def run_until_signal(main: Callable[[asyncio.Event], Awaitable[T]], *, hint: str
         def asked(number: int) -> None:
             if stop.is_set():
                 os._exit(128 + number)
+            stop.set()  # first: a terminal that is gone cannot be told anything
             if hint and not os.environ.get(SUPERVISED):  # its supervisor has said so already
                 tell(hint)
-            stop.set()
 
         def orphaned() -> None:
             loop.remove_reader(sys.stdin)
