@@ -105,13 +105,13 @@ def _verdict(report: Report) -> str:
 
 
 def _what_changed(report: Report) -> Iterable[str]:
-    for count, what in (
-        (report.changed, "differ"),
-        (report.missing, "are missing"),
-        (report.new, "are new"),
+    for count, one, many in (
+        (report.changed, "differs", "differ"),
+        (report.missing, "is missing", "are missing"),
+        (report.new, "is new", "are new"),
     ):
         if count:
-            yield f"{count:,} packages {what}" if count > 1 else f"1 package {what}"
+            yield f"{count:,} packages {many}" if count > 1 else f"1 package {one}"
     if report.slower:
         times = f"{report.slower_than:g} times as long"
         yield f"{', '.join(report.slower)} took {times} or longer"
