@@ -23,7 +23,8 @@ from typing import Any
 
 from broker_pipeline.broker import jetstream
 from broker_pipeline.broker.embedded import EmbeddedServer
-from broker_pipeline.broker.port import Broker, Presence
+from broker_pipeline.broker.introspection import Presence
+from broker_pipeline.broker.port import Broker
 from broker_pipeline.broker.provision import bucket_stream
 from broker_pipeline.client.deploy import SHARD, deploy
 from broker_pipeline.core.names import (

@@ -180,11 +180,6 @@ def _check_pair(cert: str | None, key: str | None, what: str) -> None:
         ) from error
 
 
-def ascii_metadata(text: str) -> str:
-    """A text as metadata may hold it."""
-    return text.encode("ascii", "backslashreplace").decode().strip() or "?"
-
-
 def _authorities(path: str) -> bytes:
     raw = _read(path, "certificates of authorities")
     try:
