@@ -25,12 +25,12 @@ from typing import Any
 from broker_pipeline import Controller, DataPackage, ExecutionModule, Mode, Phase, Pipeline
 from broker_pipeline.core.commands import Dispatch
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.diff_report import Report
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.replay_run import replay
-from broker_pipeline.debug.replay_setup import Setup
-from broker_pipeline.debug.replaying import On, Watch
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.replays.diff_report import Report
+from broker_pipeline.debug.replays.replay_run import replay
+from broker_pipeline.debug.replays.replay_setup import Setup
+from broker_pipeline.debug.replays.replaying import On, Watch
 from broker_pipeline.journey import NS
 from broker_pipeline.runtime.inline_pipeline import InlineLeader, InlineModules
 from broker_pipeline.runtime.lifecycle import run_until_signal

@@ -25,9 +25,9 @@ from broker_pipeline.core.names import (
     escape_instance,
 )
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.diff import compare as compare
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.replay_memory import replay_in_memory
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.replays.diff import compare as compare
+from broker_pipeline.debug.replays.replay_memory import replay_in_memory
 from broker_pipeline.errors import ClientError
 from broker_pipeline.journey import NS, Status
 from broker_pipeline.modules import Module

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker_pipeline.debug.findings import Facts, Finding, Severity
-from broker_pipeline.debug.units import duration
+from broker_pipeline.debug.operation.findings import Facts, Finding, Severity
+from broker_pipeline.debug.operation.units import duration
 
 WIDTH = 100
 HANG = " " * 10

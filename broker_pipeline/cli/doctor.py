@@ -39,8 +39,8 @@ def doctor(
     """
     from broker_pipeline.cli import diagnosis
     from broker_pipeline.client.client import connect
-    from broker_pipeline.debug.doctor import examine, gather
-    from broker_pipeline.debug.findings import Facts, Severity
+    from broker_pipeline.debug.operation.doctor import examine, gather
+    from broker_pipeline.debug.operation.findings import Facts, Severity
     from broker_pipeline.runtime.lifecycle import run_until_signal, unless_stopped
     from broker_pipeline.target import load_target
 

@@ -14,8 +14,8 @@ from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
 from broker_pipeline.cli.selecting import Epoch, Last, NthError, OfInstance, PackageId, Sequence
 
 if TYPE_CHECKING:
-    from broker_pipeline.debug.history import PackageHistory
-    from broker_pipeline.debug.wanted import Wanted
+    from broker_pipeline.debug.inspection.history import PackageHistory
+    from broker_pipeline.debug.inspection.wanted import Wanted
     from broker_pipeline.pipeline import Pipeline
 
 INTERRUPTED = 130
@@ -64,8 +64,8 @@ def inspect(
 
     The newest ERROR: broker-pipeline inspect examples.shout:pipeline --error -1
     """
-    from broker_pipeline.debug.saving import save_payload
-    from broker_pipeline.debug.wanted import Wanted
+    from broker_pipeline.debug.inspection.saving import save_payload
+    from broker_pipeline.debug.inspection.wanted import Wanted
     from broker_pipeline.target import load_target
 
     wanted = Wanted(package_id, instance, sequence, epoch, error, last)
@@ -85,7 +85,7 @@ def inspect(
 def _from_log(url: str, pipeline: Pipeline, wanted: Wanted) -> PackageHistory:
     from broker_pipeline.cli.until import or_stop
     from broker_pipeline.client.client import connect
-    from broker_pipeline.debug.finding import Finder
+    from broker_pipeline.debug.inspection.finding import Finder
     from broker_pipeline.runtime.lifecycle import run_until_signal
 
     async def look() -> PackageHistory:
@@ -103,8 +103,8 @@ def _from_log(url: str, pipeline: Pipeline, wanted: Wanted) -> PackageHistory:
 
 
 def _from_file(source: Path, pipeline: Pipeline, wanted: Wanted) -> PackageHistory:
-    from broker_pipeline.debug.history import recorded_history
-    from broker_pipeline.debug.recording import Recording
+    from broker_pipeline.debug.inspection.history import recorded_history
+    from broker_pipeline.debug.recordings.recording import Recording
 
     with Recording.open(source, pipeline.payload_types) as recording:
         return recorded_history(recording, wanted.in_recording(recording))
@@ -112,7 +112,7 @@ def _from_file(source: Path, pipeline: Pipeline, wanted: Wanted) -> PackageHisto
 
 def _draw(history: PackageHistory, pipeline: Pipeline, lines: int) -> None:
     from broker_pipeline.cli.screen import print_lines, width
-    from broker_pipeline.debug.waterfall import waterfall
+    from broker_pipeline.debug.inspection.waterfall import waterfall
 
     print_lines(
         waterfall(

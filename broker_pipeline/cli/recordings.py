@@ -22,9 +22,9 @@ from broker_pipeline.cli.selecting import (
 )
 
 if TYPE_CHECKING:
-    from broker_pipeline.debug.recorded import RecordingMeta
-    from broker_pipeline.debug.selection import Selection
-    from broker_pipeline.debug.taking import Summary
+    from broker_pipeline.debug.recordings.recorded import RecordingMeta
+    from broker_pipeline.debug.recordings.selection import Selection
+    from broker_pipeline.debug.recordings.taking import Summary
 
 INTERRUPTED = 130
 
@@ -64,7 +64,7 @@ def record(
     --errors --since 14:00
     """
     from broker_pipeline import __version__
-    from broker_pipeline.debug.recorded import RecordingMeta
+    from broker_pipeline.debug.recordings.recorded import RecordingMeta
     from broker_pipeline.target import load_target
 
     chosen = selection(instances, sequences, since, until, outcomes, errors)
@@ -102,8 +102,8 @@ def _record(
     from broker_pipeline.cli.bars import share_bar
     from broker_pipeline.cli.until import or_stop
     from broker_pipeline.client.client import connect
-    from broker_pipeline.debug.recorder import record_log
-    from broker_pipeline.debug.recording import Recording
+    from broker_pipeline.debug.recordings.recorder import record_log
+    from broker_pipeline.debug.recordings.recording import Recording
     from broker_pipeline.runtime.lifecycle import run_until_signal
 
     async def run(stop: asyncio.Event) -> Summary | None:
@@ -141,8 +141,8 @@ def recording(
 
     Example: broker-pipeline recording talk.bprec
     """
-    from broker_pipeline.debug.recording import Recording
-    from broker_pipeline.debug.recording_report import as_lines, report
+    from broker_pipeline.debug.recordings.recording import Recording
+    from broker_pipeline.debug.recordings.recording_report import as_lines, report
 
     with Recording.open(file) as opened:
         found = report(opened)

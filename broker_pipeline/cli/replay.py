@@ -22,12 +22,12 @@ from broker_pipeline.cli.selecting import (
     Until,
     selection,
 )
-from broker_pipeline.debug.replaying import On
+from broker_pipeline.debug.replays.replaying import On
 
 if TYPE_CHECKING:
-    from broker_pipeline.debug.diff_report import Report
-    from broker_pipeline.debug.replay_setup import Setup
-    from broker_pipeline.debug.selection import Selection
+    from broker_pipeline.debug.recordings.selection import Selection
+    from broker_pipeline.debug.replays.diff_report import Report
+    from broker_pipeline.debug.replays.replay_setup import Setup
 
 CHANGED, INTERRUPTED = 1, 130
 """Exit codes: something differs; Ctrl-C, as shells give it."""
@@ -143,9 +143,9 @@ def run(
     At the recorded pace, from a file: broker-pipeline replay run my.app:pipeline --from talk.bprec
     --speed 1
     """
-    from broker_pipeline.debug.diff_report import Report
-    from broker_pipeline.debug.diff_text import summary_lines
-    from broker_pipeline.debug.replay_setup import Setup, parse_stand_ins
+    from broker_pipeline.debug.replays.diff_report import Report
+    from broker_pipeline.debug.replays.diff_text import summary_lines
+    from broker_pipeline.debug.replays.replay_setup import Setup, parse_stand_ins
     from broker_pipeline.target import load_target
 
     setup = Setup(
@@ -188,9 +188,9 @@ def diff(
 
     Example: broker-pipeline replay diff examples.shout:pipeline --from talk.bprec
     """
-    from broker_pipeline.debug.diff_report import Report
-    from broker_pipeline.debug.diff_text import diff_lines
-    from broker_pipeline.debug.replay_setup import Setup, parse_kinds, parse_stand_ins
+    from broker_pipeline.debug.replays.diff_report import Report
+    from broker_pipeline.debug.replays.diff_text import diff_lines
+    from broker_pipeline.debug.replays.replay_setup import Setup, parse_kinds, parse_stand_ins
     from broker_pipeline.target import load_target
 
     setup = Setup(
@@ -217,12 +217,12 @@ def _replay(
 ) -> None:
     """Replay, or compare with another file, with a bar; fills the report."""
     from broker_pipeline.cli.replay_bars import part_bar, replay_bar
-    from broker_pipeline.debug.diff_text import pace_line
-    from broker_pipeline.debug.replay_run import compare_files, replay
-    from broker_pipeline.debug.replay_setup import parse_speed
-    from broker_pipeline.debug.replay_source import source, warnings
-    from broker_pipeline.debug.replaying import Watch
-    from broker_pipeline.debug.selection import Selection
+    from broker_pipeline.debug.recordings.selection import Selection
+    from broker_pipeline.debug.replays.diff_text import pace_line
+    from broker_pipeline.debug.replays.replay_run import compare_files, replay
+    from broker_pipeline.debug.replays.replay_setup import parse_speed
+    from broker_pipeline.debug.replays.replay_source import source, warnings
+    from broker_pipeline.debug.replays.replaying import Watch
     from broker_pipeline.runtime.lifecycle import run_until_signal, unless_stopped
 
     watch = Watch(parse_speed(speed))

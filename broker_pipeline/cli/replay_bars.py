@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from broker_pipeline.debug.replaying import Watch
+    from broker_pipeline.debug.replays.replaying import Watch
 
 LOOK_S = 0.1
 """Between two looks at how far it is."""

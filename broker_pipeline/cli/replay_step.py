@@ -14,9 +14,9 @@ from broker_pipeline.cli.options import DEFAULT_URL, Target, Url, note, say
 from broker_pipeline.cli.selecting import Epoch, Last, NthError, OfInstance, PackageId, Sequence
 
 if TYPE_CHECKING:
-    from broker_pipeline.debug.step_report import Report
-    from broker_pipeline.debug.step_source import Given
-    from broker_pipeline.debug.wanted import Wanted
+    from broker_pipeline.debug.inspection.wanted import Wanted
+    from broker_pipeline.debug.steps.step_report import Report
+    from broker_pipeline.debug.steps.step_source import Given
     from broker_pipeline.modules import Module
     from broker_pipeline.pipeline import Pipeline
 
@@ -99,9 +99,9 @@ def step(
 
     Example: broker-pipeline replay step examples.shout:pipeline shout/0/852 --pdb
     """
-    from broker_pipeline.debug.step import How, run_step
-    from broker_pipeline.debug.step_report import report
-    from broker_pipeline.debug.wanted import Wanted
+    from broker_pipeline.debug.inspection.wanted import Wanted
+    from broker_pipeline.debug.steps.step import How, run_step
+    from broker_pipeline.debug.steps.step_report import report
     from broker_pipeline.target import load_target
 
     _check(pdb, post_mortem, module, timeout, external, external_live)
@@ -183,7 +183,7 @@ def _look_up(
     """Read what the package had. Ends the program where Ctrl-C comes first."""
     from broker_pipeline.cli.until import or_stop
     from broker_pipeline.client.client import connect
-    from broker_pipeline.debug.step_source import look_up
+    from broker_pipeline.debug.steps.step_source import look_up
     from broker_pipeline.runtime.lifecycle import run_until_signal
 
     async def look() -> Given:

@@ -9,7 +9,7 @@ import typer
 from broker_pipeline.journey import Outcome
 
 if TYPE_CHECKING:
-    from broker_pipeline.debug.selection import Selection
+    from broker_pipeline.debug.recordings.selection import Selection
 
 PackageId = Annotated[
     str | None,
@@ -85,7 +85,7 @@ def selection(
     """What these options select. Raises SelectionError."""
     from datetime import datetime
 
-    from broker_pipeline.debug.selection import Selection
+    from broker_pipeline.debug.recordings.selection import Selection
 
     return Selection.parse(
         instances=instances or (),

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from broker_pipeline.client.client import connect
-from broker_pipeline.debug import screen
-from broker_pipeline.debug.top import View
-from broker_pipeline.debug.watching import views
+from broker_pipeline.debug.operation import screen
+from broker_pipeline.debug.operation.top import View
+from broker_pipeline.debug.operation.watching import views
 from broker_pipeline.errors import BrokerError
 from broker_pipeline.runtime.lifecycle import unless_stopped
 

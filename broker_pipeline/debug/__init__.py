@@ -1,1 +1,1 @@
-"""What happened, and how to run it again: histories, recordings, replays."""
+"""What happened, and how to run it again; and how a pipeline is at work now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker_pipeline.broker.port import Broker, Message, StreamSpec
-from broker_pipeline.debug.log_reading import WAITING_MAX, first_since, read_log
+from broker_pipeline.debug.recordings.log_reading import WAITING_MAX, first_since, read_log
 from broker_pipeline.errors import NotFoundError
 
 COUNT = 3 * WAITING_MAX

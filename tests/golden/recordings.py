@@ -9,7 +9,7 @@ from pathlib import Path
 
 from broker_pipeline import Outcome
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
 from broker_pipeline.journey import STATUS_TO_PB
 
 FILE = Path(__file__).parent / "recording_v1.bprec"
@@ -107,7 +107,7 @@ OUTCOMES = [
 
 def main() -> None:
     """Write the file. It must not be there yet: what it is must not change."""
-    from broker_pipeline.debug.recording import Recording
+    from broker_pipeline.debug.recordings.recording import Recording
 
     with Recording.create(FILE, META) as recording:
         for event in EVENTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker_pipeline.core.plan import Plan
-from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.recordings.recording import Recording
 from tests.golden.recordings import EVENTS, FILE, META, OUTCOMES, PLAN
 
 

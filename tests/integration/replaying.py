@@ -12,10 +12,10 @@ import msgspec
 from broker_pipeline import Controller, ExecutionModule, Mode, Phase, Pipeline, StatefulModule
 from broker_pipeline.broker.port import Broker
 from broker_pipeline.core.names import Subjects, stream_name
-from broker_pipeline.debug.recorded import RecordingMeta
-from broker_pipeline.debug.recorder import record_log
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.selection import Selection
+from broker_pipeline.debug.recordings.recorded import RecordingMeta
+from broker_pipeline.debug.recordings.recorder import record_log
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.recordings.selection import Selection
 
 BOUND_S = 60.0
 POLL_S = 0.01

@@ -23,8 +23,8 @@ from broker_pipeline.broker.monitoring import server_settings
 from broker_pipeline.broker.port import ConsumerSpec
 from broker_pipeline.client.deploy import deploy
 from broker_pipeline.core.names import attempts_bucket, attempts_key, ingress_subject, stream_name
-from broker_pipeline.debug.doctor import examine, gather
-from broker_pipeline.debug.findings import Finding, Severity
+from broker_pipeline.debug.operation.doctor import examine, gather
+from broker_pipeline.debug.operation.findings import Finding, Severity
 from broker_pipeline.errors import MonitoringError
 from broker_pipeline.runtime.local import LocalRoles
 from broker_pipeline.runtime.suspects import Record

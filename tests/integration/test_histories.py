@@ -11,7 +11,7 @@ from broker_pipeline.broker.api import Answer
 from broker_pipeline.broker.jetstream import JetStreamBroker
 from broker_pipeline.client.client import Client
 from broker_pipeline.core.names import escape_instance, ingress_subject, stream_name
-from broker_pipeline.debug.finding import Finder
+from broker_pipeline.debug.inspection.finding import Finder
 from broker_pipeline.errors import PlanError, UnknownPackageError
 from tests.integration.histories import Stay, close, running, send
 

@@ -17,12 +17,12 @@ from broker_pipeline.core.events import Completed
 from broker_pipeline.core.machine import Machine
 from broker_pipeline.core.names import Subjects, escape_instance, ingress_subject, stream_name
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug import log_reading
-from broker_pipeline.debug.recorded import RecordingMeta
-from broker_pipeline.debug.recorder import record_log
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.selection import Selection
-from broker_pipeline.debug.taking import Summary
+from broker_pipeline.debug.recordings import log_reading
+from broker_pipeline.debug.recordings.recorded import RecordingMeta
+from broker_pipeline.debug.recordings.recorder import record_log
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.recordings.selection import Selection
+from broker_pipeline.debug.recordings.taking import Summary
 from broker_pipeline.errors import BrokerError, PlanError, RecordingError
 from broker_pipeline.package import CONTENT_TYPE
 from tests.integration.histories import Stay, close, pipeline, running, send

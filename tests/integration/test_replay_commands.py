@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline import DataPackage, Outcome
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
-from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
 from broker_pipeline.journey import NS, STATUS_TO_PB
 
 ROOT = Path(__file__).parents[2]

@@ -19,15 +19,15 @@ from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.client.client import Client
 from broker_pipeline.core.names import STATE_BUCKET
-from broker_pipeline.debug.diff import Kind
-from broker_pipeline.debug.diff_report import Report
-from broker_pipeline.debug.narrowing import narrow
-from broker_pipeline.debug.private_log import INFIX, sweep
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.replay_run import compare_files, replay
-from broker_pipeline.debug.replay_setup import Setup
-from broker_pipeline.debug.replaying import On, Watch
-from broker_pipeline.debug.selection import Selection
+from broker_pipeline.debug.recordings.narrowing import narrow
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.recordings.selection import Selection
+from broker_pipeline.debug.replays.diff import Kind
+from broker_pipeline.debug.replays.diff_report import Report
+from broker_pipeline.debug.replays.private_log import INFIX, sweep
+from broker_pipeline.debug.replays.replay_run import compare_files, replay
+from broker_pipeline.debug.replays.replay_setup import Setup
+from broker_pipeline.debug.replays.replaying import On, Watch
 from broker_pipeline.journey import STATUS_TO_PB
 from broker_pipeline.pipeline import Controller
 from broker_pipeline.runtime.local import LocalRoles
@@ -218,10 +218,10 @@ async def test_stand_ins_run_in_the_place_of_servers(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from broker_pipeline.debug.diff_report import Report
-from broker_pipeline.debug.replay_run import replay
-from broker_pipeline.debug.replay_setup import Setup
-from broker_pipeline.debug.replaying import On, Watch
+from broker_pipeline.debug.replays.diff_report import Report
+from broker_pipeline.debug.replays.replay_run import replay
+from broker_pipeline.debug.replays.replay_setup import Setup
+from broker_pipeline.debug.replays.replaying import On, Watch
 from tests.integration.replaying import pipeline
 
 async def main(url, path):

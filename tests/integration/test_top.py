@@ -22,7 +22,7 @@ from broker_pipeline.broker.embedded import EmbeddedServer
 from broker_pipeline.broker.jetstream import JetStreamBroker, connect
 from broker_pipeline.client.deploy import deploy
 from broker_pipeline.core.names import ingress_subject
-from broker_pipeline.debug.top import View
+from broker_pipeline.debug.operation.top import View
 from broker_pipeline.observe.meter import Meter
 from broker_pipeline.runtime.roles import run_controller, run_worker
 from tests.integration import pipelines

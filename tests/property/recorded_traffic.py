@@ -21,8 +21,8 @@ from broker_pipeline.core.names import (
     HEADER_PRODUCER,
 )
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
-from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
 from broker_pipeline.journey import NS, Status
 from broker_pipeline.package import DataPackage
 from broker_pipeline.runtime.ages import pass_over

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from broker_pipeline import DataPackage, Outcome
 from broker_pipeline.core.envelope import Ignored
-from broker_pipeline.debug.history import recorded_history
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.recording_report import as_lines, report
-from broker_pipeline.debug.splitting import join, split
+from broker_pipeline.debug.inspection.history import recorded_history
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.recordings.recording_report import as_lines, report
+from broker_pipeline.debug.recordings.splitting import join, split
 from broker_pipeline.errors import BrokerPipelineError, RecordingError
 from broker_pipeline.package import CONTENT_TYPE, parse_envelope
 from tests.golden.recordings import FILE

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.debug.diff import Kind, compare
-from broker_pipeline.debug.payload_diff import field_differences, payload_difference
+from broker_pipeline.debug.replays.diff import Kind, compare
+from broker_pipeline.debug.replays.payload_diff import field_differences, payload_difference
 from broker_pipeline.package import DataPackage
 
 FINAL = st.integers(4, 8)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from recorded_traffic import actions, record, rule_lists
 
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.admission import Admission, Admitted
-from broker_pipeline.debug.diff import compare
-from broker_pipeline.debug.narrowing import narrow
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.replay_memory import replay_in_memory
-from broker_pipeline.debug.selection import Selection
+from broker_pipeline.debug.recordings.narrowing import narrow
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.recordings.selection import Selection
+from broker_pipeline.debug.replays.admission import Admission, Admitted
+from broker_pipeline.debug.replays.diff import compare
+from broker_pipeline.debug.replays.replay_memory import replay_in_memory
 from broker_pipeline.journey import Outcome
 
 

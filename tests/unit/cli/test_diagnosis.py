@@ -9,7 +9,7 @@ from pathlib import Path
 from broker_pipeline.broker.introspection import BrokerFacts
 from broker_pipeline.cli import diagnosis
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.findings import Clock, Facts, note, trouble, warning
+from broker_pipeline.debug.operation.findings import Clock, Facts, note, trouble, warning
 from tests.unit.debug.ward import TARGET, made
 
 PAGE = (Path(__file__).parents[3] / "docs" / "operating.md").read_text()

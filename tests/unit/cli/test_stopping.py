@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.cli.until import or_stop
-from broker_pipeline.debug.recorded import RecordingMeta
-from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.recordings.recorded import RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
 
 
 async def test_what_ends_by_itself_gives_its_result() -> None:

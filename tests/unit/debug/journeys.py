@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Message
-from broker_pipeline.debug.history import Completion, PackageHistory, PhaseInput
+from broker_pipeline.debug.inspection.history import Completion, PackageHistory, PhaseInput
 from broker_pipeline.journey import MODE_TO_PB, NS, STATUS_TO_PB, Mode, Status
 
 BEGIN_NS = 1_700_000_000 * NS

@@ -6,7 +6,7 @@ from broker_pipeline import Controller, ExecutionModule, Outcome, Phase, Pipelin
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.core.names import Subjects
 from broker_pipeline.core.plan import Plan, compile_plan
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
 from broker_pipeline.journey import NS, STATUS_TO_PB
 
 META = RecordingMeta(pipeline="talk")

@@ -9,9 +9,9 @@ from typing import Any
 from broker_pipeline import Controller, Phase, Pipeline
 from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.admission import Admission, Admitted
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome
-from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.replays.admission import Admission, Admitted
 from broker_pipeline.journey import NS
 from tests.unit.debug.recorded import META, SUBJECTS, Pass, arrival, at, done, left
 

@@ -12,14 +12,20 @@ import pytest
 
 from broker_pipeline import DataPackage, Outcome
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.debug.diff import Kind, compare
-from broker_pipeline.debug.diff_report import Comparison, Report
-from broker_pipeline.debug.diff_text import diff_lines, pace_line, summary_lines, told_ns, told_s
-from broker_pipeline.debug.durations import Durations, Times
-from broker_pipeline.debug.payload_diff import first_difference, level, payload_difference
-from broker_pipeline.debug.recorded import RecordedOutcome
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.replaying import Replayed, Watch
+from broker_pipeline.debug.recordings.recorded import RecordedOutcome
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.replays.diff import Kind, compare
+from broker_pipeline.debug.replays.diff_report import Comparison, Report
+from broker_pipeline.debug.replays.diff_text import (
+    diff_lines,
+    pace_line,
+    summary_lines,
+    told_ns,
+    told_s,
+)
+from broker_pipeline.debug.replays.durations import Durations, Times
+from broker_pipeline.debug.replays.payload_diff import first_difference, level, payload_difference
+from broker_pipeline.debug.replays.replaying import Replayed, Watch
 from broker_pipeline.journey import NS, STATUS_TO_PB, Status
 from tests.unit.debug.recorded import META, arrival
 

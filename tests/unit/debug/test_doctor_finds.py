@@ -26,8 +26,8 @@ from broker_pipeline.core.names import (
     snapshot_key,
     status_subject,
 )
-from broker_pipeline.debug.doctor import examine
-from broker_pipeline.debug.findings import Clock, Severity
+from broker_pipeline.debug.operation.doctor import examine
+from broker_pipeline.debug.operation.findings import Clock, Severity
 from broker_pipeline.external.registry import Announcement
 from broker_pipeline.journey import NS
 from broker_pipeline.observe import catalogue

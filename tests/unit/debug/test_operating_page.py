@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker_pipeline.debug.top import View
+from broker_pipeline.debug.operation.top import View
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operating.md").read_text()

@@ -13,8 +13,8 @@ import pytest
 
 from broker_pipeline import codecs
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.debug.payloads import describe, pcm_of
-from broker_pipeline.debug.saving import save_payload
+from broker_pipeline.debug.inspection.payloads import describe, pcm_of
+from broker_pipeline.debug.inspection.saving import save_payload
 from broker_pipeline.errors import PayloadGoneError, RecordingError, SelectionError
 from tests.unit.debug.journeys import failed
 

@@ -17,15 +17,15 @@ from broker_pipeline import (
     Pipeline,
 )
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.private_log import private, private_name, with_stand_ins
-from broker_pipeline.debug.replay_log import inside_max
-from broker_pipeline.debug.replay_setup import (
+from broker_pipeline.debug.replays.private_log import private, private_name, with_stand_ins
+from broker_pipeline.debug.replays.replay_log import inside_max
+from broker_pipeline.debug.replays.replay_setup import (
     Setup,
     parse_kinds,
     parse_speed,
     parse_stand_ins,
 )
-from broker_pipeline.debug.replaying import On
+from broker_pipeline.debug.replays.replaying import On
 from broker_pipeline.errors import ReplayError, TargetError
 from broker_pipeline.pipeline import NAME
 from broker_pipeline.testing import run_in_memory

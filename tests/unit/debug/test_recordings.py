@@ -14,9 +14,9 @@ from broker_pipeline import DataPackage, Outcome
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.core.events import Arrived, Closed, Deployed, Opened, Ticked
 from broker_pipeline.core.names import CONTROL_CLOSE, CONTROL_OPEN, HEADER_CONTROL, Subjects
-from broker_pipeline.debug.recorded import RecordedEvent, RecordingMeta
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.splitting import join, split
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.recordings.splitting import join, split
 from broker_pipeline.errors import RecordingError
 from broker_pipeline.package import CONTENT_TYPE
 from tests.unit.debug.recorded import arrival, done, left, plan_of
@@ -191,7 +191,7 @@ def test_two_do_not_write_one_recording(path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from broker_pipeline.debug.recording import Recording
+from broker_pipeline.debug.recordings.recording import Recording
 from tests.unit.debug.recorded import META, arrival
 with Recording.create(sys.argv[1], META) as recording:
     for seq in range(1, 5_000):

@@ -25,11 +25,11 @@ from broker_pipeline import (
 )
 from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.diff import compare
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.replay_memory import replay_in_memory
-from broker_pipeline.debug.replaying import Watch
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.replays.diff import compare
+from broker_pipeline.debug.replays.replay_memory import replay_in_memory
+from broker_pipeline.debug.replays.replaying import Watch
 from broker_pipeline.errors import ClientError, ReplayError, SetupError
 from broker_pipeline.journey import NS
 from broker_pipeline.modules import Module
@@ -188,7 +188,7 @@ def test_lives_have_states_of_their_own_which_are_dropped(tmp_path: Path) -> Non
         rows += [arrival(a), done(a + 2, a, "c"), arrival(b), done(b + 2, b, "c"), close(b + 4)]
         rows += [left(a, 1, epoch=a, stream_seq=a + 1), left(b, 2, epoch=a, stream_seq=b + 1)]
     path = write(tmp_path / "r", *rows)
-    from broker_pipeline.debug import replay_memory
+    from broker_pipeline.debug.replays import replay_memory
 
     kept: list[int] = []
     with Recording.open(path) as recording:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from broker_pipeline.debug import screen
-from broker_pipeline.debug.top import (
+from broker_pipeline.debug.operation import screen
+from broker_pipeline.debug.operation.top import (
     ControllerRow,
     Flow,
     PhaseRow,

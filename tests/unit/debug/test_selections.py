@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker_pipeline import Outcome
-from broker_pipeline.debug.selection import Selection, parse_sequences, parse_time
+from broker_pipeline.debug.recordings.selection import Selection, parse_sequences, parse_time
 from broker_pipeline.errors import SelectionError
 from broker_pipeline.journey import NS
 

@@ -9,10 +9,10 @@ import pytest
 
 from broker_pipeline import Controller, Outcome, Phase, Pipeline
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.replay_source import source, warnings
-from broker_pipeline.debug.selection import Selection
+from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome, RecordingMeta
+from broker_pipeline.debug.recordings.recording import Recording
+from broker_pipeline.debug.recordings.selection import Selection
+from broker_pipeline.debug.replays.replay_source import source, warnings
 from broker_pipeline.errors import ReplayError
 from tests.unit.debug.recorded import Pass, arrival, done, left
 from tests.unit.debug.test_replaying_in_memory import Counting

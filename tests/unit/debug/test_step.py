@@ -24,10 +24,10 @@ from broker_pipeline import (
 )
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.core.names import module_bucket
-from broker_pipeline.debug.step import How, Stepped, run_step
-from broker_pipeline.debug.step_report import Report, report
-from broker_pipeline.debug.step_source import Given, look_up
-from broker_pipeline.debug.wanted import Wanted
+from broker_pipeline.debug.inspection.wanted import Wanted
+from broker_pipeline.debug.steps.step import How, Stepped, run_step
+from broker_pipeline.debug.steps.step_report import Report, report
+from broker_pipeline.debug.steps.step_source import Given, look_up
 from broker_pipeline.errors import (
     BrokerPipelineError,
     ClientError,

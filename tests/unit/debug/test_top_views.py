@@ -9,8 +9,8 @@ from dataclasses import replace
 import msgspec
 
 from broker_pipeline.broker.port import StreamState
-from broker_pipeline.debug.reading import Reading, read
-from broker_pipeline.debug.top import View, view
+from broker_pipeline.debug.operation.reading import Reading, read
+from broker_pipeline.debug.operation.top import View, view
 from broker_pipeline.external.registry import Announcement
 from broker_pipeline.journey import NS
 from broker_pipeline.observe import catalogue

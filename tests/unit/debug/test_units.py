@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.debug.units import duration, number, size
+from broker_pipeline.debug.operation.units import duration, number, size
 
 
 @pytest.mark.parametrize(

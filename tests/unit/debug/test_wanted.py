@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from broker_pipeline import Outcome
-from broker_pipeline.debug.history import recorded_history
-from broker_pipeline.debug.recording import Recording
-from broker_pipeline.debug.wanted import Wanted
+from broker_pipeline.debug.inspection.history import recorded_history
+from broker_pipeline.debug.inspection.wanted import Wanted
+from broker_pipeline.debug.recordings.recording import Recording
 from broker_pipeline.errors import SelectionError, UnknownPackageError
 from tests.unit.debug.recorded import META, arrival, left
 

@@ -10,8 +10,8 @@ import pytest
 from rich.cells import cell_len
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
-from broker_pipeline.debug.history import PackageHistory
-from broker_pipeline.debug.waterfall import duration, waterfall
+from broker_pipeline.debug.inspection.history import PackageHistory
+from broker_pipeline.debug.inspection.waterfall import duration, waterfall
 from tests.unit.debug.journeys import at, failed, inside, message
 
 FAILED = """\

@@ -21,8 +21,8 @@ from broker_pipeline.core.names import (
     status_subject,
 )
 from broker_pipeline.core.plan import compile_plan
-from broker_pipeline.debug import doctor
-from broker_pipeline.debug.findings import Facts, Finding
+from broker_pipeline.debug.operation import doctor
+from broker_pipeline.debug.operation.findings import Facts, Finding
 from broker_pipeline.journey import NS
 from broker_pipeline.observe.meter import Sample
 from broker_pipeline.observe.status import Role, Status

@@ -1,0 +1,1 @@
+"""What happened to many, in one file: chosen, recorded, read."""

@@ -1,0 +1,1 @@
+"""What was recorded, run again and compared."""

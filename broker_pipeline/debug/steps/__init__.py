@@ -1,0 +1,1 @@
+"""One package in one phase, run again under your eyes."""
