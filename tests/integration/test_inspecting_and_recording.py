@@ -19,6 +19,9 @@ from tests.integration.processes import ROOT
 from tests.integration.test_cli import WAIT_S, Shell, lines_until
 
 APP = """
+import asyncio
+from pathlib import Path
+
 from broker_pipeline import *
 
 class Upper(ExecutionModule):
@@ -30,9 +33,8 @@ class Upper(ExecutionModule):
 
 class Stay(ExecutionModule):
     async def execute(self, package, run):
-        import asyncio
-        if package.data == "STAY":
-            await asyncio.Event().wait()
+        while package.data == "STAY" and not Path("go").exists():
+            await asyncio.sleep(0.05)
 
 pipeline = Pipeline("shout", [Controller(
     "tidy", [Phase("upper", [Upper()]), Phase("stay", [Stay()])], mode=Mode.NO_ORDER)])
@@ -59,6 +61,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     shell.run("publish", "tour_app:pipeline", "--instance", "mic", "talk.wav")
     shell.run("results", "tour_app:pipeline", "--from-start", "--count", "6")
     yield shell
+    (directory / "go").touch()
     for process in shell.started:
         process.terminate()
         process.wait(WAIT_S)

@@ -33,7 +33,7 @@ def test_every_key_of_a_view_is_documented() -> None:
 
 def test_every_finding_is_documented() -> None:
     """And the page names none that there is not."""
-    sources = (ROOT / "broker_pipeline" / "debug").glob("*_checks.py")
+    sources = (ROOT / "broker_pipeline" / "debug").rglob("*_checks.py")
     text = "\n".join(path.read_text() for path in sources)
     names = set(re.findall(r'(?:trouble|warning|note|grade|\))\(\s*"([a-z-]+)"', text))
     assert len(names) > 30
