@@ -263,8 +263,9 @@ class _Message:
         deadline = self._loop.time() + self._timeout_s
         delay = RETRY_MIN_S
         while True:
+            begun = self._loop.time()
             try:
-                return await self._attempt(deadline - self._loop.time())
+                return await self._attempt(deadline - begun)
             except (PublishTimeoutError, ConnectionLostError, BrokerUnavailableError) as error:
                 last: BrokerError = error
             except PublishRefusedError as error:
@@ -275,11 +276,16 @@ class _Message:
                 elif not passing and not isinstance(error, StorageFullError):
                     raise
                 last = full or error
+            if not self.is_surely_not_stored:
+                # As long as its id is remembered, however long it has waited for room before.
+                deadline = min(deadline, begun + self._timeout_s)
             if self._loop.time() + delay >= deadline or self._broker.lost.done():
                 raise self._given_up(last) from last
             await asyncio.sleep(delay)
             delay = min(RETRY_MAX_S, delay * 2)
-            if isinstance(last, LogFullError) and self.turn_for_room is not None:
+            # One that may be stored has its number's place already, and no time to spare.
+            waits = isinstance(last, LogFullError) and self.is_surely_not_stored
+            if waits and self.turn_for_room is not None:
                 left_s = deadline - self._loop.time()
                 await self.turn_for_room()
                 deadline = self._loop.time() + left_s

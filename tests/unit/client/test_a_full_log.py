@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import pytest
 
 from broker_pipeline.broker.memory import MemoryBroker
+from broker_pipeline.broker.port import PubAck
 from broker_pipeline.client.deploy import deploy
 from broker_pipeline.client.instance import Instance
 from broker_pipeline.core.names import (
@@ -22,6 +24,7 @@ from broker_pipeline.errors import (
     LogFullError,
     PlanError,
     PublishRefusedError,
+    PublishTimeoutError,
 )
 from broker_pipeline.pipeline import Pipeline
 from tests.unit.client.conftest import MakePipeline
@@ -102,6 +105,35 @@ async def test_waiting_for_room_has_its_time(broker: MemoryBroker, pipeline: Pip
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(LogFullError):
             await room.send(b"1")
+
+
+@pytest.mark.usefixtures("shut")
+async def test_one_that_waited_for_room_is_not_repeated_for_ever(
+    broker: MemoryBroker, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ack is lost: it may be stored, and its id is not remembered for longer than is said."""
+    monkeypatch.setattr("broker_pipeline.client.producer.ATTEMPT_TIMEOUT_S", 0.01)
+    publish = broker.start_publish
+
+    async def deaf(*args: Any, **options: Any) -> asyncio.Future[PubAck]:
+        await publish(*args, **options)
+        late: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+        late.set_exception(PublishTimeoutError("no answer"))
+        return late
+
+    waiting = asyncio.Event()
+    room = Instance(
+        broker, pipeline, "a", timeout_s=0.2, wait_full_s=math.inf,
+        on_full=lambda full: waiting.set(),
+    )  # fmt: skip
+    sending = asyncio.create_task(room.send(b"1"))
+    async with asyncio.timeout(BOUND_S):
+        await waiting.wait()
+        monkeypatch.setattr(broker, "start_publish", deaf)
+        await open_again(broker)
+        with pytest.raises(PublishTimeoutError, match="is not known"):
+            await sending
+    assert await numbers(broker) == ["1"]
 
 
 @pytest.mark.usefixtures("shut")
