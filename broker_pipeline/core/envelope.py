@@ -23,6 +23,8 @@ from broker_pipeline.core.names import (
     HEADER_NUMBER,
     HEADER_PRODUCER,
     INSTANCE_BYTES_MAX,
+    TICK_PAUSE,
+    TICK_RESUME,
     Subjects,
     canonical_token,
     dispatch_id,
@@ -35,6 +37,7 @@ from broker_pipeline.errors import MalformedPackageError, NewerVersionError, Pla
 from broker_pipeline.journey import MODE_TO_PB, STATUS_TO_PB, Mode, Outcome, Status, outcome_of
 from broker_pipeline.package import CONTENT_TYPE, parse_envelope
 
+_PAUSED = {TICK_PAUSE: True, TICK_RESUME: False}
 _NOT_PARALLEL = MODE_TO_PB[Mode.NOT_PARALLEL]
 _RUNNING = STATUS_TO_PB[Status.RUNNING]
 _ERROR = STATUS_TO_PB[Status.ERROR]
@@ -75,7 +78,7 @@ def read_event(
     if subject.startswith(subjects.ctl_done):
         return _completion(subject[len(subjects.ctl_done) :], data, stream_seq, time)
     if subject == subjects.tick:
-        return Ticked(stream_seq, time), None
+        return Ticked(stream_seq, time, _PAUSED.get(data)), None
     if subject == subjects.plan:
         return Deployed(stream_seq, time, _plan(subjects, data, stream_seq)), None
     raise Ignored(f"subject {subject!r} is none that the design knows")

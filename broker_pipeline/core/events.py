@@ -73,10 +73,16 @@ class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="don
 
 
 class Ticked(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="tick"):
-    """Time passed; a deadline may be over."""
+    """Time passed; a deadline may be over.
+
+    Attributes:
+        paused: whether gaps have time to wait for from here on: True: no time passes for them;
+            False: each has its whole time again; None: as before.
+    """
 
     stream_seq: int
     time: int
+    paused: bool | None = None
 
 
 class Deployed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="plan"):

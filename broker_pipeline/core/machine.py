@@ -14,7 +14,8 @@ from collections import OrderedDict
 from broker_pipeline.core.ages import Ages, deadline_of
 from broker_pipeline.core.commands import Command, Dispatch, Emit, Entered, Left, PackageRef, Stamp
 from broker_pipeline.core.controller import Ticket
-from broker_pipeline.core.events import Arrived, Closed, Completed, Deployed, Event, Opened
+from broker_pipeline.core.events import Arrived, Closed, Completed, Deployed, Event, Opened, Ticked
+from broker_pipeline.core.gaps import Gaps
 from broker_pipeline.core.instance import InstanceState
 from broker_pipeline.core.oldest import Oldest
 from broker_pipeline.core.plan import Plan, unfollowable
@@ -37,13 +38,11 @@ class Machine:
         applied: the stream sequence of the last event.
         time: log time, ns; never goes back.
         instances: by token, the one that saw something longest ago first.
-        gaps: `(token, producer)` that wait for a missing package, oldest gap first, with its
-            deadline.
+        gaps: which producers' missing packages are waited for, and until when.
         ages: packages that wait where there is a `max_age_s`. It follows from the rest.
         unplanned: what came before the first plan.
         tallies: how many packages came, left and are inside.
-        changed: tokens of instances that changed or ended since the last snapshot; a dict for its
-            order.
+        changed: tokens of instances that changed or ended since the last snapshot, in order.
     """
 
     def __init__(self) -> None:
@@ -51,7 +50,7 @@ class Machine:
         self.applied = 0
         self.time = 0
         self.instances: OrderedDict[str, InstanceState] = OrderedDict()
-        self.gaps: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.gaps = Gaps()
         self.ages = Ages()
         self.unplanned: list[Event] = []
         self.changed: dict[str, None] = {}
@@ -79,7 +78,7 @@ class Machine:
         """When a tick is due, ns of log time; None where nothing waits for time."""
         if self.plan is None:
             return None
-        deadline = next(iter(self.gaps.values()), None)
+        deadline = self.gaps.soonest()
         if self.instances:
             oldest = next(iter(self.instances.values()))
             idle = self.plan.instance_idle_ns
@@ -128,6 +127,8 @@ class Machine:
             self._opened(event)
         elif isinstance(event, Closed):
             self._closed(event, commands)
+        elif isinstance(event, Ticked) and event.paused is not None:
+            self._pause_gaps(event.paused)
 
     def _deployed(self, event: Deployed, commands: list[Command]) -> None:
         if self.plan is not None and unfollowable(self.plan, event.plan):
@@ -170,6 +171,14 @@ class Machine:
         if forgotten is not None:
             self._give_up(instance, forgotten, commands)
             del instance.producers[forgotten]
+
+    def _pause_gaps(self, paused: bool) -> None:
+        self.gaps.paused = paused
+        for token, name in () if paused else list(self.gaps):
+            self.changed[token] = None
+            producer = self.instances[token].producers[name]
+            producer.gap_since = self.time
+            self._watch_gap((token, name), self.time)
 
     def _opened(self, event: Opened) -> None:
         instance = self._instance(event.instance, event.stream_seq)
@@ -327,11 +336,7 @@ class Machine:
 
     def _watch_gap(self, key: tuple[str, str], since: int) -> None:
         assert self.plan is not None
-        if not since:
-            self.gaps.pop(key, None)
-        elif self.gaps.get(key) != since + self.plan.producer_gap_ns:
-            self.gaps[key] = since + self.plan.producer_gap_ns
-            self.gaps.move_to_end(key)
+        self.gaps.watch(key, since, self.plan.producer_gap_ns)
 
     def _pass_ages(self, commands: list[Command]) -> None:
         """Let those leave that wait and are too old. None is left whose deadline is over: what is
@@ -361,17 +366,14 @@ class Machine:
         assert self.plan is not None
         if self.ages:
             self._pass_ages(commands)
-        while self.gaps:
-            (token, name), deadline = next(iter(self.gaps.items()))
-            if deadline > self.time:
-                break
-            del self.gaps[token, name]
+        while (due := self.gaps.take_due(self.time)) is not None:
+            token, name = due
             self.changed[token] = None
             instance = self.instances[token]
             producer = instance.producers[name]
             for ready in producer.give_up(self.time):
                 self._admit(instance, ready, commands)
-            self._watch_gap((token, name), producer.gap_since)
+            self._watch_gap(due, producer.gap_since)
         while self.instances:
             token, instance = next(iter(self.instances.items()))
             if instance.active + self.plan.instance_idle_ns > self.time:

@@ -4,7 +4,8 @@
 | ------------------------------------------- | ------------------------------------------ |
 | `ctl.in.<instance>`                         | packages from producers                    |
 | `ctl.done.<controller>.<instance>`          | completions and early exits                |
-| `ctl.tick`, `ctl.plan`                      | time that passed; deployed plans           |
+| `ctl.tick`                                  | time that passed; whether gaps are paused  |
+| `ctl.plan`                                  | deployed plans                             |
 | `work.<controller>.<phase>.<instance>`      | the queue of a phase                       |
 | `work.<controller>.<phase>.<lane>.<instance>` | the same of a stateful phase             |
 | `out.<outcome>.<instance>`                  | packages that left                         |
@@ -37,6 +38,8 @@ HEADER_NUMBER = "Bp-Number"
 HEADER_CONTROL = "Bp-Control"
 CONTROL_OPEN = "open"
 CONTROL_CLOSE = "close"
+TICK_PAUSE = b"pause gaps"
+TICK_RESUME = b"resume gaps"
 
 
 def escape_instance(instance: str) -> str:

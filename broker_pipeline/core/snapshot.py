@@ -9,7 +9,7 @@ that they fit the broker's message limit.
 from __future__ import annotations
 
 import zlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 
 import msgspec
@@ -61,6 +61,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         oldest_inside: every package up to `applied` with a lower id has left; 0: not said, by an
             older program.
         tallies: how many packages came and left; empty: not said, by an older program.
+        gaps_paused: whether no time passes for producers' gaps.
     """
 
     version: int
@@ -71,6 +72,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     slices: list[Slice]
     oldest_inside: int = 0
     tallies: list[Tally] = []
+    gaps_paused: bool = False
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True):
@@ -172,6 +174,7 @@ class Chain:
             slices=[held.slice for held in self._held],
             oldest_inside=inside or machine.applied + 1,
             tallies=machine.tallies.dump(),
+            gaps_paused=machine.gaps.paused,
         )
         packed = _pack(head)
         checksum = zlib.crc32(packed).to_bytes(_CHECKSUM_BYTES, "big")
@@ -253,6 +256,7 @@ def restore(head: Head, parts: Iterable[bytes]) -> tuple[Machine, Chain]:
     left = list(parts)
     found: dict[str, msgspec.Raw] = {}
     slices: list[tuple[Slice, list[str]]] = []
+    gaps: list[tuple[str, str, int]] = []
     try:
         for stored in head.slices:
             body = _read_slice(stored, left)
@@ -260,8 +264,10 @@ def restore(head: Head, parts: Iterable[bytes]) -> tuple[Machine, Chain]:
                 found.pop(token, None)
             found.update(body.instances)
             slices.append((stored, list(body.instances)))
-            machine.gaps = OrderedDict(((token, name), due) for token, name, due in body.gaps)
+            gaps = body.gaps
             machine.unplanned = body.unplanned
+        machine.gaps.update(((token, name), due) for token, name, due in gaps)
+        machine.gaps.paused = head.gaps_paused
         if left:
             raise ValueError(f"{len(left)} parts are of none of its slices")
         if head.plan:

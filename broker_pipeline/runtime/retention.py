@@ -14,7 +14,13 @@ from broker_pipeline.broker.port import Broker, StreamState, StreamStatus
 from broker_pipeline.client.deploy import deployed_plan
 from broker_pipeline.core import retention
 from broker_pipeline.core.machine import Machine
-from broker_pipeline.core.names import Subjects, log_subjects, stream_name
+from broker_pipeline.core.names import (
+    TICK_PAUSE,
+    TICK_RESUME,
+    Subjects,
+    log_subjects,
+    stream_name,
+)
 from broker_pipeline.core.plan import Plan
 from broker_pipeline.core.snapshot import Head
 from broker_pipeline.errors import (
@@ -100,7 +106,9 @@ class Retention:
             self._purge_due = now + PURGE_EVERY_S
             if await self._purge(plan, status.state, pressed):
                 status = await self._broker.stream_status(self._stream)
-        if not await self._set_gate(plan, status):
+        was_open = set(log_subjects(self._pipeline, self._shard)) <= set(status.subjects)
+        is_open = await self._set_gate(plan, status)
+        if not await self._pause_gaps(is_open, opened=is_open and not was_open) and not is_open:
             await self._reach_the_end(status.state)
         return PURGE_EVERY_S if size is None else LOOK_EVERY_S
 
@@ -179,6 +187,18 @@ class Retention:
         elif be_open and not is_open:
             log.warning("the log %s has room again: producers are let in", self._stream)
         return be_open
+
+    async def _pause_gaps(self, is_open: bool, *, opened: bool) -> bool:
+        """While producers are kept out no time passes for what they cannot send; unless nothing
+        else is inside: then those that wait for it take up the room. Whether that was said now."""
+        machine = self._machine()
+        if machine.plan is None:
+            return False  # it has not read its log yet
+        paused = not is_open and machine.tallies.pipeline.inside > 0
+        if machine.gaps.paused == paused and not (opened and machine.gaps):
+            return False
+        await self._broker.publish(self._subjects.tick, TICK_PAUSE if paused else TICK_RESUME)
+        return True
 
     async def _limit(self, subjects: tuple[str, ...], taken: int | None, now: int | None) -> None:
         """Let the stream take so much, or as much more than now as the broker grants."""

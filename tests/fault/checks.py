@@ -8,7 +8,13 @@ from typing import Any, Protocol
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Message
-from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER, Subjects
+from broker_pipeline.core.names import (
+    HEADER_NUMBER,
+    HEADER_PRODUCER,
+    TICK_PAUSE,
+    TICK_RESUME,
+    Subjects,
+)
 from broker_pipeline.core.snapshot import Head
 from broker_pipeline.core.tallies import OUTCOMES
 from broker_pipeline.journey import STATUS_TO_PB, Mode, Outcome, Status
@@ -287,7 +293,7 @@ class Checks:
                 self.wrong(f"message {stream_seq} began {runs} times")
 
     def _waited_s(self, key: tuple[int, str], numbers: set[int]) -> float:
-        """From the first of them to the last, in log time: less than a gap may last."""
+        """From the first of them to the last, in log time that passes for gaps."""
         epoch, name = key
         producer = name.rpartition(" ")[2]
         times = [
@@ -295,7 +301,19 @@ class Checks:
             for seq, m in self.arrivals.items()
             if m.headers.get(HEADER_PRODUCER) == producer and seq >= epoch
         ]
-        return (max(times) - min(times)) / 1e9
+        return (self._running_ns(max(times)) - self._running_ns(min(times))) / 1e9
+
+    def _running_ns(self, until: int) -> int:
+        """How much time passed for gaps until then; those of a full log are paused."""
+        running, since = 0, None
+        for message in self.log:
+            if message.subject != SUBJECTS.tick or message.time > until:
+                continue
+            if message.data == TICK_PAUSE and since is None:
+                since = message.time
+            elif message.data == TICK_RESUME and since is not None:
+                running, since = running - (message.time - since), None
+        return running + until - (until - since if since is not None else 0)
 
     # -- what the modules make of it --------------------------------------------------------------
     def payloads(self) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 
 import msgspec
 
+from broker_pipeline.client import producer
 from broker_pipeline.core import retention
 from broker_pipeline.core.controller import ControllerState
+from broker_pipeline.core.names import TICK_PAUSE
 from broker_pipeline.runtime.holding import Holding
+from broker_pipeline.runtime.retention import Retention
 from broker_pipeline.runtime.states import StateKeeper
 from tests.fault.mutations import Patches, mutation
 
@@ -47,6 +50,27 @@ def ingress_never_opens_again() -> Patches:
     """Once the log was full, producers wait for ever."""
     real = retention.should_be_open
     yield retention, "should_be_open", lambda *given: given[2] and real(*given)
+
+
+@mutation
+def a_gap_is_waited_for_though_it_fills_the_log() -> Patches:
+    """What is missing gets no room, and makes none."""
+    real = Retention._pause_gaps
+
+    async def pause(self: Any, is_open: bool, *, opened: bool) -> bool:
+        machine = self._machine()
+        if is_open or machine.plan is None or machine.gaps.paused:
+            return await real(self, is_open, opened=opened) if is_open else False
+        await self._broker.publish(self._subjects.tick, TICK_PAUSE)
+        return True
+
+    yield Retention, "_pause_gaps", pause
+
+
+@mutation
+def one_that_may_be_stored_is_taken_for_refused() -> Patches:
+    """Its number is given again, and it is repeated for longer than its id is remembered."""
+    yield producer._Message, "is_surely_not_stored", property(lambda self: True)
 
 
 @mutation

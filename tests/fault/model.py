@@ -16,6 +16,8 @@ from broker_pipeline.core.names import (
     HEADER_CONTROL,
     HEADER_NUMBER,
     HEADER_PRODUCER,
+    TICK_PAUSE,
+    TICK_RESUME,
     Subjects,
 )
 from broker_pipeline.core.plan import Plan
@@ -85,6 +87,7 @@ class Model:
         self.outdated = 0
         self.grown_old = 0
         self._gaps = 0
+        self.paused = False
 
     @property
     def drained(self) -> bool:
@@ -102,6 +105,8 @@ class Model:
             self._plan(Plan.from_bytes(message.data))
             return
         self._pass_time()
+        if subject == subjects.tick and message.data in (TICK_PAUSE, TICK_RESUME):
+            self._pause(message.data == TICK_PAUSE)
         if subject.startswith(subjects.ctl_in):
             self._arrive(message)
         elif subject.startswith(subjects.ctl_done):
@@ -128,7 +133,7 @@ class Model:
             (life, name)
             for life in self.lives.values()
             for name, producer in life.producers.items()
-            if producer.missing_since is not None
+            if producer.missing_since is not None and not self.paused
         ]
         for life, name in sorted(waiting, key=lambda each: each[0].gaps[each[1]]):
             self._take(life, life.producers[name].pass_time(self.now))
@@ -139,6 +144,15 @@ class Model:
                     del self.lives[token]
                 else:
                     life.active = self.now
+
+    def _pause(self, paused: bool) -> None:
+        """No gap is given up, or each is waited for the whole time again."""
+        if not paused:
+            for life in self.lives.values():
+                for name, (_, place) in life.gaps.items():
+                    life.producers[name].missing_since = self.now
+                    life.gaps[name] = self.now, place
+        self.paused = paused
 
     def _note_gap(self, life: Life, name: str) -> None:
         since = life.producers[name].missing_since

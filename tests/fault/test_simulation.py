@@ -21,6 +21,7 @@ REGRESSIONS = {
     461: "innocent packages were called poison beside one that kills its workers",
     608: "innocent packages were called poison beside one that kills its workers",
     174: "a producer whose payload could not be stored never got to its end",
+    227: "one that had waited for room was repeated for ever when its ack was lost",
     254: "a state whose result was not the first to be stored was gone on from",
 }
 FOUND_FAST = {

@@ -19,6 +19,8 @@ from broker_pipeline.core.names import (
     HEADER_CONTROL,
     HEADER_NUMBER,
     HEADER_PRODUCER,
+    TICK_PAUSE,
+    TICK_RESUME,
     Subjects,
 )
 from broker_pipeline.core.plan import ControllerPlan, ModulePlan, PhasePlan, Plan
@@ -274,6 +276,7 @@ rough_actions = st.one_of(
     st.tuples(st.just("close"), tokens, st.none()),
     st.tuples(st.just("malformed"), tokens, st.none()),
     st.tuples(st.just("wait"), st.integers(0, 5 * SECOND), st.none()),
+    st.tuples(st.just("pause"), st.sampled_from([TICK_PAUSE, TICK_RESUME]), st.none()),
     st.tuples(st.just("deploy"), st.integers(1, 4), st.one_of(st.none(), st.integers(0, 3))),
 )
 
@@ -307,6 +310,8 @@ def act(world: World, action: tuple) -> list[Command]:
         return world.arrive_packed(what, b"\xff\xff")
     if kind == "wait":
         return world.tick(world.now + what)
+    if kind == "pause":
+        return world.publish(world.subjects.tick, what)
     rules = [
         (c.mode, 1 if c.mode is Mode.NOT_PARALLEL else what, how, c.max_age_ns and what * SECOND)
         for c in world.machine.plan.controllers

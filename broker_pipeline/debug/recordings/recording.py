@@ -160,14 +160,15 @@ class Recording(RecordedRows):
 
     def trim(self) -> None:
         """Drop what says nothing of a package that is here: openings and closings of instances
-        without one, and ticks and plans before the first event of another kind."""
+        without one, and plans and plain ticks before the first event of another kind."""
         with speaking_of(self.path, "writing"):
             self._database.execute(
                 "DELETE FROM events WHERE kind IN ('open', 'close') AND instance NOT IN "
                 "(SELECT instance FROM events WHERE kind = 'in')"
             )
             self._database.execute(
-                "DELETE FROM events WHERE kind IN ('tick', 'plan') AND stream_seq < ifnull("
+                "DELETE FROM events WHERE (kind = 'plan' OR kind = 'tick' AND payload IS NULL) "
+                "AND stream_seq < ifnull("
                 "(SELECT min(stream_seq) FROM events WHERE kind NOT IN ('tick', 'plan')), "
                 "stream_seq + 1)"
             )

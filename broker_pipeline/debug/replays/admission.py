@@ -117,6 +117,7 @@ class Admission:
     def rest(self) -> Iterator[Admitted | Ended]:
         """What waits for a producer's missing package at the end, and the end of every life."""
         machine = self._machine
+        yield from self._step(Ticked(machine.applied, machine.time, paused=False))
         while (deadline := machine.next_deadline()) is not None:
             yield from self._step(Ticked(machine.applied, deadline))
 

@@ -262,6 +262,7 @@ class _Replay:
 
     def _to_the_end(self) -> Iterator[Replayed]:
         """What was inside when the recording ended comes back, and what waits for time gets it."""
+        yield from self._decide(Ticked(self._machine.applied, self._machine.time, paused=False))
         while not self._watch.stopped:
             while self._waiting and not self._watch.stopped:
                 result = self._waiting.pop(next(iter(self._waiting)))

@@ -8,7 +8,7 @@ from broker_pipeline.core.commands import Dispatch
 from broker_pipeline.core.events import Ticked
 from broker_pipeline.core.instance import PRODUCERS_MAX
 from broker_pipeline.core.machine import Machine
-from broker_pipeline.core.names import emission_id
+from broker_pipeline.core.names import TICK_PAUSE, TICK_RESUME, emission_id
 from broker_pipeline.core.producers import HELD_MAX
 from broker_pipeline.journey import Mode, Outcome
 
@@ -206,6 +206,31 @@ def test_a_deploy_with_a_shorter_gap_holds_for_gaps_that_are_open():
     world.deploy(make_plan([FREE], gap_s=1))
     assert world.machine.next_deadline() == began + SECOND
     assert len(world.tick(began + SECOND)) == 1
+
+
+def test_a_gap_has_no_deadline_while_it_is_paused():
+    """And its whole time again, in the old order, when it goes on."""
+    world = World(make_plan([FREE], gap_s=2, idle_s=600))
+    world.arrive("a", producer="p", number="2")
+    world.arrive("b", producer="p", number="2")
+    world.publish(world.subjects.tick, TICK_PAUSE)
+    assert world.tick(world.now + 60 * SECOND) == []
+    assert world.machine.next_deadline() > world.now + 60 * SECOND
+    world.publish(world.subjects.tick, b"anything")
+    assert world.machine.gaps.paused
+    world.publish(world.subjects.tick, TICK_RESUME)
+    assert world.machine.next_deadline() == world.now + 2 * SECOND
+    assert [d.instance for d in world.tick(world.machine.next_deadline())] == ["a", "b"]
+    assert not world.machine.gaps
+
+
+def test_what_was_missing_may_come_while_its_gap_is_paused():
+    """Then nothing waits any more."""
+    world = World(make_plan([FREE]))
+    world.publish(world.subjects.tick, TICK_PAUSE)
+    world.arrive("a", producer="p", number="2")
+    assert ids(world.arrive("a", producer="p", number="1")) == [4, 3]
+    assert not world.machine.gaps
 
 
 @pytest.mark.parametrize("window", [2, None])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from broker_pipeline import Controller, Phase, Pipeline
-from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER
+from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER, TICK_PAUSE
 from broker_pipeline.core.plan import compile_plan
 from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome
 from broker_pipeline.debug.recordings.recording import Recording
@@ -69,6 +69,13 @@ def test_a_gap_is_given_up_by_the_recorded_time(tmp_path: Path) -> None:
     assert taken(tmp_path, *rows) == [1, 2, 3, 4, "end room"]
     (tmp_path / "r").unlink()
     assert taken(tmp_path, numbered(1, 1), numbered(2, 3)) == [1, 2, "end room"]
+
+
+def test_a_gap_is_not_given_up_while_it_is_paused(tmp_path: Path) -> None:
+    """As the log's leader said; what waits still at the end comes then."""
+    tick = RecordedEvent(3, 3, "tick", subject=SUBJECTS.tick, data=TICK_PAUSE)
+    rows = [numbered(1, 1), numbered(2, 3), tick, later(numbered(4, 2), 60), numbered(5, 5)]
+    assert taken(tmp_path, *rows) == [1, 4, 2, 5, "end room"]
 
 
 def test_lives_end_where_they_ended(tmp_path: Path) -> None:
