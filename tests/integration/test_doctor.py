@@ -112,7 +112,9 @@ async def test_a_pipeline_at_work_has_nothing_but_no_standby(site: Site) -> None
             found = await site.found(monitor=site.monitor)
             assert list(found) == ["no-standby"], found
             async with LocalRoles(site.url, PIPELINE):
-                assert await site.found(monitor=site.monitor) == {}
+                found = await site.found(monitor=site.monitor)
+                found.pop("lead-changed", None)  # both lead from this process, which may be held up
+                assert found == {}
         finally:
             sending.set()
             await task

@@ -135,15 +135,25 @@ class Role:
         if pid and pid == self.pid:
             self.send(signal.SIGCONT)
 
+    async def _begun(self, process: asyncio.subprocess.Process) -> None:
+        """Until it is ready, or has ended."""
+        waits = [asyncio.ensure_future(each) for each in (self.ready.wait(), process.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     async def end(self, bound_s: float) -> int | None:
         """SIGTERM; its exit code, or None where it had to be killed, or did not run."""
         self._ending = True
         process, code = self._process, None
         if process is not None and process.returncode is None:
             self.send(signal.SIGCONT)
-            self.send(signal.SIGTERM)
             try:
                 async with asyncio.timeout(bound_s):
+                    await self._begun(process)  # before that SIGTERM ends it, as any program
+                    self.send(signal.SIGTERM)
                     code = await process.wait()
             except TimeoutError:
                 process.kill()
