@@ -91,7 +91,7 @@ def encode(value: object, content_type: str = "") -> tuple[bytes, str]:
             raise PayloadError(f"a payload of type 'str' is not text: {error}") from error
     if isinstance(value, Message):
         name = value.DESCRIPTOR.full_name
-        return value.SerializeToString(), f"{PROTOBUF}; type={name}"
+        return value.SerializeToString(deterministic=True), f"{PROTOBUF}; type={name}"
     label = f"; type={type(value).__name__}" if isinstance(value, msgspec.Struct) else ""
     try:
         if current is Format.JSON:

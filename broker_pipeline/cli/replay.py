@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from broker_pipeline.debug.replays.diff_report import Report
     from broker_pipeline.debug.replays.replay_setup import Setup
 
-CHANGED, INTERRUPTED = 1, 130
+CHANGED, UNKNOWN, INTERRUPTED = 1, 2, 130
 """Exit codes: something differs; Ctrl-C, as shells give it."""
 ENDING = "ending after what runs now; once more to stop at once"
 
@@ -203,6 +203,8 @@ def diff(
     _tell(report, as_json, diff_lines)
     if report.stopped:
         raise typer.Exit(INTERRUPTED)
+    if report.compared_nothing:
+        raise typer.Exit(UNKNOWN)
     if not report.is_same:
         raise typer.Exit(CHANGED)
 

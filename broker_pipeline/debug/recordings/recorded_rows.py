@@ -144,14 +144,19 @@ class RecordedRows:
         )
         return [CutLife(*row) for row in rows]
 
-    def without_outcome(self) -> dict[str, int]:
-        """How many arrivals did not leave, or are repeats that were dropped; by instance."""
-        rows = self._ask(
-            "SELECT events.instance, count(*) FROM events LEFT JOIN outcomes "
+    def overtaken(self, instance: str, epoch: int) -> int:
+        """How many arrivals of a life did not leave, or are repeats that were dropped, though one
+        behind them left."""
+        (row,) = self._ask(
+            "SELECT count(*) FROM events LEFT JOIN outcomes "
             "ON outcomes.package_id = events.stream_seq WHERE events.kind = 'in' "
-            "AND outcomes.package_id IS NULL GROUP BY events.instance"
+            "AND events.instance = ?1 AND outcomes.package_id IS NULL AND events.stream_seq >= ?2 "
+            "AND events.stream_seq < "
+            "(SELECT max(package_id) FROM outcomes WHERE instance = ?1 AND epoch = ?2)",
+            instance,
+            epoch,
         )
-        return {str(instance): int(count) for instance, count in rows}
+        return int(str(row[0]))
 
     def events(self, *, after: int = 0) -> Iterator[RecordedEvent]:
         """The events, in the order of the log; those with a higher stream sequence than `after`.

@@ -170,7 +170,7 @@ class NewFile:
         if path.exists() and not overwrite:
             raise RecordingError(
                 f"there is a file {str(path)!r} already; expected a new name: choose another, or "
-                f"say that it may be replaced (--force)",
+                f"remove it first (`record` replaces it with --force)",
                 path=str(path),
             )
         with speaking_of(path, "writing"):

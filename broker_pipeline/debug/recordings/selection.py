@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from math import floor
 
 from broker_pipeline.core.names import escape_instance, unescape_instance
@@ -177,7 +177,8 @@ def parse_time(text: str, now: datetime) -> int:
         if written.lower() == "now":
             return _ns(now)
         if (ago := _AGO.fullmatch(written.lower())) is not None:
-            return _ns(now - timedelta(seconds=float(ago[1]) * _SECONDS[ago[2]]))
+            seconds = float(ago[1]) * _SECONDS[ago[2]]  # of the clock, also where it is put back
+            return _ns(datetime.fromtimestamp(now.timestamp() - seconds, now.tzinfo))
         if _TIME_OF_DAY.fullmatch(written) is not None:
             of_day = datetime.fromisoformat(f"2000-01-01T{written.zfill(_padded(written))}").time()
             return _ns(datetime.combine(now.date(), of_day, now.tzinfo))

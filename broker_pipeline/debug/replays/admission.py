@@ -37,11 +37,10 @@ class Cuts:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        inside = recording.without_outcome()
         self.lives = [
             life
             for life in recording.cut_lives(LIVES_MAX)
-            if life.last - life.outcomes > inside.get(life.instance, 0)
+            if life.last - life.outcomes > recording.overtaken(life.instance, life.epoch)
         ]
         self._cut = {(life.instance, life.epoch) for life in self.lives}
 

@@ -98,6 +98,11 @@ class Report:
         """Whether nothing has changed."""
         return not (self.changed or self.missing or self.new or self.slower)
 
+    @property
+    def compared_nothing(self) -> bool:
+        """Whether no package was on either side: nothing is known then."""
+        return not (self.same or self.changed or self.missing or self.new)
+
     def note(self, package: DataPackage[Any], differences: list[Difference]) -> None:
         """A package that changed."""
         self.kinds.update({each.kind for each in differences})

@@ -99,6 +99,8 @@ def told_ns(duration_ns: int) -> str:
 def _verdict(report: Report) -> str:
     if report.stopped:
         return "broken off: what is said above is of what had left by then"
+    if report.compared_nothing:
+        return "nothing was compared: no package of the recording has an outcome there"
     if report.is_same:
         return "nothing has changed"
     return f"changed: {', '.join(_what_changed(report))}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from broker_pipeline.debug.replays.diff import Kind
 from broker_pipeline.debug.replays.replaying import On
-from broker_pipeline.errors import ReplayError
+from broker_pipeline.errors import RecordingError, ReplayError
 from broker_pipeline.modules import ExternalModule, Module, walk
 from broker_pipeline.pipeline import Pipeline
 from broker_pipeline.target import load_module
@@ -40,7 +40,13 @@ class Setup:
     save: Path | None = None
 
     def check(self) -> None:
-        """Raises ReplayError where that cannot be."""
+        """Raises ReplayError where that cannot be, RecordingError where `save` is there."""
+        if self.save is not None and self.save.exists():
+            raise RecordingError(
+                f"{str(self.save)!r} is there already; expected a new file for --save: choose "
+                f"another name, or remove it first",
+                path=str(self.save),
+            )
         names = external_names(self.pipeline)
         unknown = [name for name in self.external if name not in names]
         if unknown:

@@ -96,6 +96,8 @@ class Watch:
     def seen(self, time_ns: int, *, arrival: bool) -> float:
         """An event is next; returns for how many seconds it is too early at this speed."""
         if self._begun is None:
+            if not arrival:  # of before what was selected: nobody waits for it
+                return 0.0
             self._begun, self.first_ns = self.now(), time_ns
         self.time_ns = max(self.time_ns, time_ns)
         self.arrived += arrival

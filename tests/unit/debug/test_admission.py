@@ -11,7 +11,7 @@ from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER, TICK_PAUS
 from broker_pipeline.core.plan import compile_plan
 from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordedOutcome
 from broker_pipeline.debug.recordings.recording import Recording
-from broker_pipeline.debug.replays.admission import Admission, Admitted
+from broker_pipeline.debug.replays.admission import Admission, Admitted, Cuts
 from broker_pipeline.journey import NS
 from tests.unit.debug.recorded import META, SUBJECTS, Pass, arrival, at, done, left
 
@@ -111,3 +111,15 @@ def test_nothing_is_waited_for_that_the_recording_does_not_have(tmp_path: Path) 
     rows = [numbered(11, 5), numbered(15, 9), numbered(16, 9)]
     outcomes = [left(11, 5, epoch=1, stream_seq=12), left(15, 9, epoch=1, stream_seq=17)]
     assert taken(tmp_path, *rows, *outcomes) == [11, 15, "end room"]
+
+
+def test_what_is_inside_at_the_end_does_not_stand_for_what_is_missing(tmp_path: Path) -> None:
+    """Numbers 1 and 2 are not in the recording; two that came later had not left when it ended."""
+    rows = [
+        numbered(5, 3), numbered(6, 4), done(7, 5, "c"), done(8, 6, "c"),
+        left(5, 3, epoch=1, stream_seq=9), left(6, 4, epoch=1, stream_seq=10),
+        numbered(11, 5), numbered(12, 6),
+    ]  # fmt: skip
+    assert taken(tmp_path, *rows) == [5, 6, 11, 12, "end room"]
+    with Recording.open(tmp_path / "r") as recording:
+        assert [life.instance for life in Cuts(recording).lives] == ["room"]
