@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from broker_pipeline.broker import headers
+from broker_pipeline.broker.addresses import broker_addresses
 from broker_pipeline.errors import BrokerError, BrokerUnavailableError, ConnectionLostError
 
 CONNECT_TIMEOUT_S = 2.0
@@ -107,11 +108,13 @@ class Connection:
         self._last_error: BaseException | None = None
 
     async def open(self, name: str) -> None:
-        """Connect. Raises BrokerUnavailableError within about CONNECT_TIMEOUT_S."""
+        """Connect. Raises BrokerUnavailableError within about CONNECT_TIMEOUT_S, ClientError where
+        `url` is none."""
+        addresses = broker_addresses(self.url)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self.nc.connect(
-                    self.url.split(","),
+                    addresses,
                     name=name,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnected,

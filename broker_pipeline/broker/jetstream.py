@@ -58,6 +58,7 @@ async def connect(
         on_event: takes a line about each disconnect, reconnect and error; for logs.
 
     Raises:
+        ClientError: `url` is no address.
         BrokerUnavailableError: no broker answers within two seconds.
         BrokerTooOldError: JetStream is disabled, or its API level is below 4.
     """
