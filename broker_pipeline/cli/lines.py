@@ -12,14 +12,16 @@ from broker_pipeline.package import DataPackage
 
 
 def short_line(package: DataPackage[Any]) -> str:
-    """When it left, from which instance, how, after how long, and with what."""
+    """When it left, from which instance, how, after how long, and with what. No terminal obeys it,
+    whatever producers and modules wrote."""
     end = package.end_time_ns
     left = datetime.fromtimestamp(end / NS).strftime("%H:%M:%S.%f")[:-3]
     took_s = max(0, end - package.start_time_ns) / NS
     outcome = package.outcome.value if package.outcome else ""
     said = " ".join(_said(package).split())
     head = f"{left} {package.instance} #{package.sequence} {outcome:8} {took_s:7.3f} s"
-    return f"{head}  {said}".rstrip()
+    line = f"{head}  {said}".rstrip()
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 def _said(package: DataPackage[Any]) -> str:

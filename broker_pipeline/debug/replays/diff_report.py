@@ -15,6 +15,7 @@ from broker_pipeline.debug.recordings.recording import Recording
 from broker_pipeline.debug.replays.diff import NO_TYPES, Difference, Kind, compare
 from broker_pipeline.debug.replays.durations import Durations, Times
 from broker_pipeline.debug.replays.replaying import Replayed
+from broker_pipeline.errors import RecordingError
 from broker_pipeline.journey import NS, Outcome
 from broker_pipeline.package import DataPackage
 
@@ -196,7 +197,12 @@ class Comparison:
             if self._knows(package_id):
                 continue
             recorded = self._recording.outcome_of(package_id)
-            assert recorded is not None  # it is one that left
+            if recorded is None:
+                raise RecordingError(
+                    f"the recording {str(self._recording.path)!r} is damaged: package {package_id} "
+                    f"is said to have left, and how is not there; take another copy of it",
+                    path=str(self._recording.path),
+                )
             self.report.count(recorded, replayed=False)
             if Kind.MISSING not in self.report.ignore:
                 self.report.missing += 1

@@ -106,6 +106,13 @@ def test_a_text_is_one_line_with_its_latency() -> None:
     assert text.endswith("room 1 #3 SUCCESS    0.250 s  two lines")
 
 
+def test_no_terminal_obeys_what_others_wrote() -> None:
+    """Neither in a text nor in the instance's name."""
+    envelope = package(Outcome.SUCCESS, b"a\x1b[31mred\x07 \xc3\xa9", "text/plain")
+    envelope.instance = "ev\x1b[2Jil"
+    assert line(envelope).endswith(r"ev\x1b[2Jil #3 SUCCESS    0.250 s  a\x1b[31mred\x07 é")
+
+
 def test_bytes_are_counted_and_not_printed() -> None:
     """A terminal is no place for PCM."""
     assert line(package(Outcome.SUCCESS, b"\x00" * 3200, "audio/pcm")).endswith(
