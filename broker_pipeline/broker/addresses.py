@@ -9,6 +9,16 @@ from broker_pipeline.errors import ClientError
 SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 
 
+def without_credentials(url: str) -> str:
+    """The addresses as they may be shown and logged: without users, passwords and tokens."""
+    shown = []
+    for address in url.split(","):
+        scheme, divider, rest = address.rpartition("://")
+        host = rest.rpartition("@")[2]
+        shown.append(f"{scheme}{divider}{host}")
+    return ",".join(shown)
+
+
 def broker_addresses(url: str) -> list[str]:
     """The addresses in `nats://host:port,nats://host:port`.
 
@@ -24,8 +34,8 @@ def broker_addresses(url: str) -> list[str]:
             known = False
         if not known:
             raise ClientError(
-                f"{address!r} is no address of a broker; expected nats://HOST:PORT, or several "
-                f"with commas between them: correct it",
-                url=url,
+                f"{without_credentials(address)!r} is no address of a broker; expected "
+                f"nats://HOST:PORT, or several with commas between them: correct it",
+                url=without_credentials(url),
             )
     return addresses

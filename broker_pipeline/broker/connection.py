@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from broker_pipeline.broker import headers
-from broker_pipeline.broker.addresses import broker_addresses
+from broker_pipeline.broker.addresses import broker_addresses, without_credentials
 from broker_pipeline.errors import BrokerError, BrokerUnavailableError, ConnectionLostError
 
 CONNECT_TIMEOUT_S = 2.0
@@ -95,7 +95,8 @@ class Connection:
     def __init__(
         self, url: str, *, reconnect: bool, on_event: Callable[[str], None] | None
     ) -> None:
-        self.url = url
+        self._url = url
+        self.url = without_credentials(url)  # for errors and logs
         self.reconnect = reconnect
         self.nc = _Client()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -110,7 +111,7 @@ class Connection:
     async def open(self, name: str) -> None:
         """Connect. Raises BrokerUnavailableError within about CONNECT_TIMEOUT_S, ClientError where
         `url` is none."""
-        addresses = broker_addresses(self.url)
+        addresses = broker_addresses(self._url)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self.nc.connect(
