@@ -12,10 +12,12 @@ WINDOW = 2048
 """Characters of a text that are looked at; what is shown of it is less."""
 
 _WORDS = (
-    "token", "secret", "passw", "passphrase", "pwd", "key", "auth", "credential", "cookie",
-    "session", "dsn", "private", "signature", "jwt", "bearer", "otp", "connectionstring",
-    "connection_string",
+    "token", "secret", "passw", "passphrase", "passcode", "pwd", "key", "auth", "credential",
+    "cookie", "session", "dsn", "private", "signature", "jwt", "bearer", "otp",
+    "connectionstring", "connection_string",
 )  # fmt: skip
+_PASS = r"(?<![a-z])pass(?![a-z])"
+"""As a word of a name: DB_PASS, user-pass; not in what it is a part of, as in compass."""
 _VALUE = r"""(?:"[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s,;&"'}\])]+)"""
 # A shape, what stands in its place, and what must be in a text before it is worth looking for:
 # most texts hold none of it, and regular expressions are slow at finding nothing.
@@ -37,6 +39,11 @@ _SHAPES = (
         rf"\1{MASK}",
         _WORDS,
     ),
+    (
+        rf"({_PASS}[\w.-]{{0,64}}[\"']?\s{{0,8}}[:=]\s{{0,8}}){_VALUE}",
+        rf"\1{MASK}",
+        ("pass",),
+    ),
 )
 _COMPILED = [
     (re.compile(shape, re.IGNORECASE | re.DOTALL), instead, signs)
@@ -47,7 +54,7 @@ _COMPILED = [
 def is_secret(name: str) -> bool:
     """Whether what has this name is kept to itself."""
     lowered = name[:WINDOW].lower()
-    return lowered == "pass" or any(word in lowered for word in _WORDS)
+    return any(word in lowered for word in _WORDS) or re.search(_PASS, lowered) is not None
 
 
 def masked(text: str) -> str:
