@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from broker_pipeline import codecs
+from broker_pipeline.debug.printable import printable
 from broker_pipeline.errors import PayloadError, PayloadGoneError
 from broker_pipeline.journey import NS, Outcome
 from broker_pipeline.package import DataPackage
@@ -20,8 +21,7 @@ def short_line(package: DataPackage[Any]) -> str:
     outcome = package.outcome.value if package.outcome else ""
     said = " ".join(_said(package).split())
     head = f"{left} {package.instance} #{package.sequence} {outcome:8} {took_s:7.3f} s"
-    line = f"{head}  {said}".rstrip()
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    return printable(f"{head}  {said}".rstrip())
 
 
 def _said(package: DataPackage[Any]) -> str:

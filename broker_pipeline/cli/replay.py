@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from broker_pipeline.debug.replays.replay_setup import Setup
 
 CHANGED, UNKNOWN, INTERRUPTED = 1, 2, 130
-"""Exit codes: something differs; Ctrl-C, as shells give it."""
+"""Exit codes: something differs; nobody knows whether; Ctrl-C, as shells give it."""
 ENDING = "ending after what runs now; once more to stop at once"
 
 replay = typer.Typer(

@@ -366,7 +366,7 @@ class Machine:
         assert self.plan is not None
         if self.ages:
             self._pass_ages(commands)
-        while (due := self.gaps.take_due(self.time)) is not None:
+        while self.gaps and (due := self.gaps.take_due(self.time)) is not None:
             token, name = due
             self.changed[token] = None
             instance = self.instances[token]

@@ -61,6 +61,12 @@ def should_be_open(log_bytes_max: int | None, level: int, is_open: bool) -> bool
     return level < log_bytes_max * (CLOSE if is_open else REOPEN)
 
 
+def should_pause_gaps(is_open: bool, inside: int) -> bool:
+    """Whether no time is to pass for what producers have not sent: they are kept out, and room will
+    come of the packages inside. Where there are none, those that wait fill the log (ADR 31)."""
+    return not is_open and inside > 0
+
+
 def purge_below(
     head: Head, consumers: Iterable[int], first_seq: int, first_young: int | None
 ) -> int | None:

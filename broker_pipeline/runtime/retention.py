@@ -106,7 +106,7 @@ class Retention:
             self._purge_due = now + PURGE_EVERY_S
             if await self._purge(plan, status.state, pressed):
                 status = await self._broker.stream_status(self._stream)
-        was_open = set(log_subjects(self._pipeline, self._shard)) <= set(status.subjects)
+        was_open = self._is_open(status)
         is_open = await self._set_gate(plan, status)
         if not await self._pause_gaps(is_open, opened=is_open and not was_open) and not is_open:
             await self._reach_the_end(status.state)
@@ -164,12 +164,15 @@ class Retention:
             return False  # another leader has purged meanwhile
 
     # -- ingress --------------------------------------------------------------------------------
+    def _is_open(self, status: StreamStatus) -> bool:
+        return set(log_subjects(self._pipeline, self._shard)) <= set(status.subjects)
+
     async def _set_gate(self, plan: Plan, status: StreamStatus) -> bool:
         """Open or close ingress; whether it is open."""
         size, level = plan.log_bytes_max, status.state.bytes
         opened = log_subjects(self._pipeline, self._shard)
         closed = log_subjects(self._pipeline, self._shard, ingress=False)
-        is_open = set(opened) <= set(status.subjects)
+        is_open = self._is_open(status)
         be_open = retention.should_be_open(size, level, is_open)
         taken = retention.max_bytes(plan, level, be_open)
         if taken is not None and self._granted is not None:
@@ -189,12 +192,12 @@ class Retention:
         return be_open
 
     async def _pause_gaps(self, is_open: bool, *, opened: bool) -> bool:
-        """While producers are kept out no time passes for what they cannot send; unless nothing
-        else is inside: then those that wait for it take up the room. Whether that was said now."""
+        """Let the log say whether gaps are paused, where it says otherwise, and that they have
+        their time again when producers are let in. Whether that was said now."""
         machine = self._machine()
         if machine.plan is None:
             return False  # it has not read its log yet
-        paused = not is_open and machine.tallies.pipeline.inside > 0
+        paused = retention.should_pause_gaps(is_open, machine.tallies.pipeline.inside)
         if machine.gaps.paused == paused and not (opened and machine.gaps):
             return False
         await self._broker.publish(self._subjects.tick, TICK_PAUSE if paused else TICK_RESUME)

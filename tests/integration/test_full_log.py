@@ -130,7 +130,7 @@ async def test_several_times_what_fits_goes_through(site: Site) -> None:
     """Ingress closes and opens by itself, the log stays in its bounds, and nothing is lost."""
     await site.start("worker")
     await site.start("controller")
-    count = 3 * SIZE // PAYLOAD
+    count = 6 * SIZE // PAYLOAD
     levels: list[int] = []
 
     async def look() -> None:

@@ -108,6 +108,15 @@ def test_diff_ends_with_1_and_shows_what_has_changed(here: Path) -> None:
     assert "packages are missing in the lives of 'room' (2 of 4)" in ran.stderr
 
 
+def test_diff_ends_with_2_where_there_is_nothing_to_compare(here: Path) -> None:
+    """What was inside when the recording ended may leave now; nobody knows how it should have."""
+    with Recording.create(here / "inside.bprec", RecordingMeta(pipeline="app")) as recording:
+        at, subject = 1_700_000_000 * NS, "bp.app.0.ctl.in.room"
+        recording.add_event(RecordedEvent(1, at, "in", "room", subject, {}, b"text"))
+    ran = run(here, "diff", "app:pipeline", "--from", "inside.bprec")
+    assert (ran.returncode, "nothing was compared" in ran.stdout) == (2, True), ran.stderr
+
+
 def test_diff_ends_with_2_where_it_cannot_tell(here: Path) -> None:
     """One line says why, with what to do."""
     for words, told in (

@@ -78,6 +78,12 @@ def test_protobuf_messages_carry_their_full_name():
     assert codecs.decode(raw, said, None, {}) == raw
 
 
+def test_a_protobuf_map_has_one_form():
+    """Whatever the order in which it was filled: payloads are compared as bytes too."""
+    ways = [{str(n): "x" for n in order} for order in (range(20), range(19, -1, -1))]
+    assert len({codecs.encode(pb.DataPackage(attributes=way))[0] for way in ways}) == 1
+
+
 @pytest.mark.parametrize(
     ("content_type", "expected"),
     [

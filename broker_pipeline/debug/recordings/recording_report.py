@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from broker_pipeline.core.names import unescape_instance
+from broker_pipeline.debug.printable import printable
 from broker_pipeline.debug.recordings.recording import Recording
 from broker_pipeline.journey import NS
 
@@ -49,8 +50,8 @@ def report(recording: Recording) -> dict[str, Any]:
 def as_lines(found: dict[str, Any]) -> Iterator[str]:
     """The same for a person."""
     target = f", {found['target']}" if found["target"] else ""
-    yield _printable(f"{found['file']}: pipeline {found['pipeline']!r}{target}")
-    yield _printable(
+    yield printable(f"{found['file']}: pipeline {found['pipeline']!r}{target}")
+    yield printable(
         f"  recorded {_when(found['recorded_at'])} by version {found['version'] or '?'}: "
         f"{found['selection'] or '?'}"
     )
@@ -70,7 +71,7 @@ def as_lines(found: dict[str, Any]) -> Iterator[str]:
         f"{found['stored_bytes']:,} in the file"
     )
     for name, counts in found["instances"].items():
-        yield _printable(
+        yield printable(
             f"    {name}: {_many(counts['packages'], 'package')}, {counts['outcomes']:,} left"
         )
     more = found["instances_total"] - len(found["instances"])
@@ -83,14 +84,14 @@ def _warnings(found: dict[str, Any]) -> Iterator[str]:
     if found["gone"]:
         yield f"  {found['gone']:,} payloads were gone when it was recorded"
     for life in found["cut"][:INSTANCES_MAX]:
-        yield _printable(
+        yield printable(
             f"  cut: life {life['epoch']} of {life['instance']} has {life['outcomes']:,} of "
             f"sequence ids {life['first']} to {life['last']}: states and windows of a replay differ"
         )
     if len(found["cut"]) > INSTANCES_MAX:
         yield "  and more lives that are cut"
     for line in found["notes"]:
-        yield _printable(f"  note: {line}")
+        yield printable(f"  note: {line}")
 
 
 def _many(count: int, of: str) -> str:
@@ -107,7 +108,3 @@ def _when(seconds: float) -> str:
 def _name(token: str) -> str:
     """An instance's name as JSON and terminals can carry it."""
     return unescape_instance(token).encode("utf-8", "backslashreplace").decode()
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

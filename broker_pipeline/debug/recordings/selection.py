@@ -177,7 +177,8 @@ def parse_time(text: str, now: datetime) -> int:
         if written.lower() == "now":
             return _ns(now)
         if (ago := _AGO.fullmatch(written.lower())) is not None:
-            seconds = float(ago[1]) * _SECONDS[ago[2]]  # of the clock, also where it is put back
+            seconds = float(ago[1]) * _SECONDS[ago[2]]
+            # By the seconds that passed: local time may have been put back meanwhile.
             return _ns(datetime.fromtimestamp(now.timestamp() - seconds, now.tzinfo))
         if _TIME_OF_DAY.fullmatch(written) is not None:
             of_day = datetime.fromisoformat(f"2000-01-01T{written.zfill(_padded(written))}").time()

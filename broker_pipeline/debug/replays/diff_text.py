@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from broker_pipeline.debug.printable import printable
 from broker_pipeline.debug.replays.diff import Kind
 from broker_pipeline.debug.replays.diff_report import Report
 from broker_pipeline.debug.replays.durations import Durations
@@ -24,11 +25,6 @@ def diff_lines(report: Report) -> list[str]:
     counts, outcomes, first = _counts(report), _outcomes(report), _first(report)
     lines = (*counts, "", *outcomes, *first, "", *_times(report), "", _verdict(report))
     return [printable(line) for line in lines]
-
-
-def printable(line: str) -> str:
-    """A line that no terminal obeys, whatever is in names, texts and payloads."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 def _counts(report: Report) -> Iterator[str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from broker_pipeline.core.names import unescape_instance
 from broker_pipeline.core.plan import compile_plan, differences
+from broker_pipeline.debug.printable import printable
 from broker_pipeline.debug.recordings.narrowing import narrow
 from broker_pipeline.debug.recordings.recorded import ARRIVAL, RecordingMeta
 from broker_pipeline.debug.recordings.recorder import Progress, record_log
 from broker_pipeline.debug.recordings.recording import Recording
 from broker_pipeline.debug.recordings.selection import Selection
 from broker_pipeline.debug.replays.admission import Cuts
-from broker_pipeline.debug.replays.diff_text import printable
 from broker_pipeline.errors import NewerVersionError, PlanError, ReplayError
 from broker_pipeline.pipeline import Pipeline
 

@@ -13,7 +13,13 @@ import pytest
 from broker_pipeline import DataPackage, Outcome
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.core.events import Arrived, Closed, Deployed, Opened, Ticked
-from broker_pipeline.core.names import CONTROL_CLOSE, CONTROL_OPEN, HEADER_CONTROL, Subjects
+from broker_pipeline.core.names import (
+    CONTROL_CLOSE,
+    CONTROL_OPEN,
+    HEADER_CONTROL,
+    TICK_PAUSE,
+    Subjects,
+)
 from broker_pipeline.debug.recordings.recorded import RecordedEvent, RecordingMeta
 from broker_pipeline.debug.recordings.recording import Recording
 from broker_pipeline.debug.recordings.splitting import join, split
@@ -151,6 +157,17 @@ def test_the_plan_is_kept(path: Path) -> None:
         pass
     with Recording.open(path) as recording:
         assert recording.plan is None
+
+
+def test_what_pauses_gaps_is_kept_where_a_recording_is_trimmed(path: Path) -> None:
+    """It says how long the packages behind it are waited for; a plain tick says nothing."""
+    with Recording.create(path, META) as recording:
+        recording.add_event(RecordedEvent(1, 1, "tick", subject=SUBJECTS.tick))
+        recording.add_event(RecordedEvent(2, 2, "tick", subject=SUBJECTS.tick, data=TICK_PAUSE))
+        recording.add_event(arrival(3))
+        recording.trim()
+    with Recording.open(path) as recording:
+        assert [(e.kind, e.data) for e in recording.events()][:-1] == [("tick", TICK_PAUSE)]
 
 
 def test_an_error_while_recording_leaves_nothing(path: Path) -> None:

@@ -34,7 +34,7 @@ from broker_pipeline.errors import ClientError, ReplayError, SetupError
 from broker_pipeline.journey import NS
 from broker_pipeline.modules import Module
 from broker_pipeline.testing import replay
-from tests.unit.debug.recorded import BEGIN_NS, META, SUBJECTS, arrival, at, done, left
+from tests.unit.debug.recorded import META, SUBJECTS, arrival, at, done, left
 
 CLOSE = {"Bp-Control": "close"}
 
@@ -319,42 +319,6 @@ def test_times_of_modules_are_measured_and_time_stands_still(tmp_path: Path) -> 
     assert package.end_time_ns == at(9)
     assert phase.modules[0].total_time_ns >= 2_000_000
     assert deadlines[0] is not None
-
-
-def test_a_replay_can_be_stopped_and_says_how_far_it_was(tmp_path: Path) -> None:
-    """What is inside then does not leave."""
-    rows: list[Any] = []
-    for n in range(1, 100, 4):
-        rows += [arrival(n), done(n + 1, n, "c"), left(n, n, stream_seq=n + 2)]
-    path = write(tmp_path / "r", *rows)
-    watch, seen = Watch(), []
-    with Recording.open(path) as recording:
-        for each in replay_in_memory(recording, talk(), watch=watch):
-            seen.append(each)
-            if len(seen) == 5:
-                watch.stop()
-    assert len(seen) == watch.left == 5
-    assert watch.arrived == 5
-    assert watch.running is None
-
-
-def test_a_replay_keeps_the_pace_that_was_asked_for(tmp_path: Path) -> None:
-    """By a clock that the test holds: each event at its time, divided by the speed."""
-    now = [100.0]
-    watch = Watch(10.0, now=lambda: now[0])
-    waits: list[float] = []
-
-    def wait(seconds: float) -> None:
-        waits.append(round(seconds, 6))
-        now[0] += seconds
-
-    watch.wait = wait  # type: ignore[method-assign]
-    events = [
-        RecordedEvent(n, BEGIN_NS + n * NS, "in", "room", SUBJECTS.arrival("room"))
-        for n in (1, 2, 4)
-    ]
-    assert len(replayed(write(tmp_path / "r", *events), talk(), watch=watch)) == 3
-    assert waits == [0.0, 0.1, 0.2]
 
 
 def test_a_pipeline_that_has_changed_decides_by_its_own_plan(tmp_path: Path) -> None:

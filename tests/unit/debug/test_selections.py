@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from time import tzset
 from typing import Any
 
 import pytest
@@ -58,6 +59,18 @@ def test_sequence_ids_that_are_none(text: str) -> None:
 def test_times(text: str, time: datetime) -> None:
     """Of today, with a date, with an offset, and how long ago."""
     assert parse_time(text, NOW) == round(time.timestamp() * 1_000_000) * 1_000
+
+
+def test_ago_is_by_the_seconds_that_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour was gone through twice at the end of summer time."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    tzset()
+    try:
+        here = datetime(2026, 10, 25, 3, 30)
+        assert parse_time("2h ago", here) == (int(here.timestamp()) - 7200) * NS
+    finally:
+        monkeypatch.undo()
+        tzset()
 
 
 def test_times_are_local_where_now_is() -> None:
