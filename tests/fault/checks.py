@@ -8,20 +8,15 @@ from typing import Any, Protocol
 
 from broker_pipeline._proto.v1 import data_package_pb2 as pb
 from broker_pipeline.broker.port import Message
-from broker_pipeline.core.names import (
-    HEADER_NUMBER,
-    HEADER_PRODUCER,
-    TICK_PAUSE,
-    TICK_RESUME,
-    Subjects,
-)
+from broker_pipeline.core.names import HEADER_NUMBER, HEADER_PRODUCER, Subjects
 from broker_pipeline.core.snapshot import Head
-from broker_pipeline.core.tallies import OUTCOMES
 from broker_pipeline.journey import STATUS_TO_PB, Mode, Outcome, Status
 from broker_pipeline.runtime.suspects import TRUSTED_DELIVERIES
+from tests.fault.counts import wrong_counts
 from tests.fault.executor import Begun
 from tests.fault.model import Model, Start
 from tests.fault.modules import ERROR, EXIT, POISON, Expected, orders
+from tests.fault.pauses import paused_ns
 from tests.fault.scenario import NAME, Scenario
 
 SUBJECTS = Subjects(NAME)
@@ -301,19 +296,8 @@ class Checks:
             for seq, m in self.arrivals.items()
             if m.headers.get(HEADER_PRODUCER) == producer and seq >= epoch
         ]
-        return (self._running_ns(max(times)) - self._running_ns(min(times))) / 1e9
-
-    def _running_ns(self, until: int) -> int:
-        """How much time passed for gaps until then; those of a full log are paused."""
-        running, since = 0, None
-        for message in self.log:
-            if message.subject != SUBJECTS.tick or message.time > until:
-                continue
-            if message.data == TICK_PAUSE and since is None:
-                since = message.time
-            elif message.data == TICK_RESUME and since is not None:
-                running, since = running - (message.time - since), None
-        return running + until - (until - since if since is not None else 0)
+        begin, end = min(times), max(times)
+        return (end - begin - paused_ns(self.log, SUBJECTS, begin, end)) / 1e9
 
     # -- what the modules make of it --------------------------------------------------------------
     def payloads(self) -> None:
@@ -357,25 +341,7 @@ class Checks:
         head = self.head
         if head is None:
             return  # it was over before there was one
-        model = Model(SUBJECTS)
-        for message in self.log:
-            if message.stream_seq <= head.applied:
-                model.feed(message)
-        pipeline, *controllers = head.tallies
-        out = Counter(outcome for _, _, outcome in model.outs)
-        came, inside = len(model.admitted), len(model.admitted) - len(model.outs)
-        said = (pipeline.came, pipeline.left, pipeline.inside)
-        if said != (came, [out[outcome] for outcome in OUTCOMES], inside):
-            self.wrong(f"{said} are counted at {head.applied}; the model says {came}, {out}")
-        by_outcome = [sum(left) for left in zip(*(c.left for c in controllers), strict=True)]
-        if by_outcome[1:] != pipeline.left[1:]:
-            self.wrong(f"{by_outcome} left early, by controller; of the pipeline {pipeline.left}")
-        for index, tally in enumerate(controllers):
-            inside = sum(life.chain.controllers[index].inside for life in model.lives.values())
-            said = (tally.came, sum(tally.left), tally.inside)
-            if said != (came, came - inside, inside):
-                self.wrong(f"{said} are counted in controller {index}; of {came} {inside} inside")
-            came = tally.left[0]
+        self.violations += wrong_counts(head, self.log, SUBJECTS)
 
     def _life(self, package: pb.DataPackage) -> tuple[str, int]:
         return package.instance, package.epoch
