@@ -1,7 +1,8 @@
 """Module servers behind the proxies under infra/, each a real one with the file as it is shipped.
 
 Where a proxy is not installed its tests are skipped: `make tools` installs nginx and HAProxy
-where it may; Envoy comes with the extra `test`.
+where it may; Envoy comes with the extra `test`. All of it is in one file, for each proxy is
+started once for all its tests.
 """
 
 from __future__ import annotations

@@ -9,11 +9,9 @@ import msgspec
 import pytest
 
 from broker_pipeline import (
-    CombinationModule,
     Controller,
     DataPackage,
     ExecutionModule,
-    ExternalModule,
     Mode,
     Outcome,
     Phase,
@@ -23,41 +21,7 @@ from broker_pipeline import (
 )
 from broker_pipeline.errors import ClientError, SetupError, StateError
 from broker_pipeline.testing import START_NS, run_in_memory
-
-
-class Upper(ExecutionModule[str]):
-    """Empty text leaves as EXIT, 'bad' as ERROR."""
-
-    def execute(self, package: DataPackage[str], run: Run) -> None:
-        if not package.data:
-            run.exit("empty")
-        if package.data == "bad":
-            package.data = "half done"
-            raise ValueError("bad text")
-        package.data = package.data.upper()
-
-
-class Count(msgspec.Struct):
-    seen: list[str] = []
-
-
-class Remember(StatefulModule[str, Count]):
-    """Changes its state in place, and fails after that."""
-
-    def initial_state(self) -> Count:
-        return Count()
-
-    def execute(self, package: DataPackage[str], run: Run, state: Count) -> Count:
-        state.seen.append(package.data)
-        if package.data == "bad":
-            raise ValueError("bad text")
-        package.data = "+".join(state.seen)
-        return state
-
-
-def pipeline(mode: Mode, *modules: Any, **bounds: Any) -> Pipeline:
-    phase = Phase("work", modules or [Upper()])
-    return Pipeline("test", [Controller("only", [phase], mode=mode, **bounds)])
+from tests.unit.running_in_memory import Life, Remember, Upper, pipeline
 
 
 def seconds(*by_sequence: float) -> Any:
@@ -246,25 +210,6 @@ def test_attributes_and_content_type_travel_along() -> None:
     assert (package.data, dict(package.attributes)) == ("P", {"k": "v"})
 
 
-class Life(ExecutionModule[str]):
-    """Tells what was called, async."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    async def setup(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.calls.append("setup")
-
-    async def execute(self, package: DataPackage[str], run: Run) -> None:
-        assert self.loop is asyncio.get_running_loop()
-        self.calls.append(package.data)
-
-    async def teardown(self) -> None:
-        self.calls.append("teardown")
-
-
 def test_async_modules_are_set_up_and_torn_down_on_one_loop() -> None:
     """`setup`, packages and `teardown` share a loop, once for each module object."""
     life = Life()
@@ -347,80 +292,3 @@ def test_a_tuple_that_is_no_pair_is_refused() -> None:
     """Rather than sent as something else."""
     with pytest.raises(ClientError, match="expected a pair"):
         run_in_memory(pipeline(Mode.NO_ORDER), [(1, "a")])
-
-
-class Hear(ExecutionModule[bytes]):
-    """What a module server hosts: as text, but for silence and noise."""
-
-    def execute(self, package: DataPackage[bytes], run: Run) -> None:
-        package.attributes["by"] = "hear"
-        run.message = "heard"
-        if package.data == b"silence":
-            run.exit("nothing said")
-        if package.data == b"noise":
-            raise ValueError("cannot hear")
-        package.data = package.data.upper()
-
-
-def asr(**more: Any) -> ExternalModule:
-    return ExternalModule("asr", target="registry:///asr", **more)
-
-
-def test_a_stand_in_runs_as_its_servers_would() -> None:
-    """Its record inside the external one's, its errors under the server's name."""
-    talk = pipeline(Mode.NOT_PARALLEL, CombinationModule([asr()], name="both"), Upper())
-    said, silence, noise = run_in_memory(
-        talk, [b"hi", b"silence", b"noise"], external={"asr": Hear()}
-    )
-    assert (said.data, dict(said.attributes)) == ("HI", {"by": "hear"})
-    record = said.controllers[0].phases[0].modules[0].sub_modules[0]
-    assert (record.name, record.message) == ("asr", "heard")
-    assert [inner.name for inner in record.sub_modules] == ["Hear"]
-    assert (silence.outcome, silence.reason) == (Outcome.EXIT, "nothing said")
-    error = noise.errors[0]
-    assert (noise.outcome, error.type, error.message) == (
-        Outcome.ERROR,
-        "ValueError",
-        "cannot hear",
-    )
-    assert (error.worker, error.path) == ("stand-in", "only/work/both/asr/Hear")
-    inner = noise.controllers[0].phases[0].modules[0].sub_modules[0].sub_modules[0]
-    assert inner.error == error
-    assert dict(noise.attributes) == {}
-
-
-def test_a_stand_in_with_a_state_has_it_kept() -> None:
-    """As opaque bytes, from package to package and for each instance."""
-    talk = pipeline(Mode.NOT_PARALLEL, asr(stateful=True))
-    chunks = [("a", "x"), ("b", "y"), ("a", "z")]
-    left_ = run_in_memory(talk, chunks, external={"asr": Remember()})
-    plain = run_in_memory(pipeline(Mode.NOT_PARALLEL, Remember()), chunks)
-    assert [package.data for package in left_] == [package.data for package in plain]
-
-
-def test_a_stand_in_is_set_up_and_torn_down_and_may_be_async() -> None:
-    """On the loop of all modules."""
-    life = Life()
-    run_in_memory(pipeline(Mode.NO_ORDER, asr()), ["x"], external={"asr": life})
-    assert life.calls == ["setup", "x", "teardown"]
-
-
-async def test_stand_ins_that_are_not_async_need_no_loop_of_their_own() -> None:
-    """So they run where an event loop runs already."""
-    (left_,) = run_in_memory(pipeline(Mode.NO_ORDER, asr()), [b"x"], external={"asr": Hear()})
-    assert left_.data == b"X"
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (None, "module 'only/work/asr' runs in module servers.*external="),
-        ({"asr": Hear}, "SomeModule"),
-        ({"asr": Hear(), "tts": Hear()}, "external names 'tts'"),
-    ],
-    ids=["none", "a class", "one too many"],
-)
-def test_stand_ins_that_do_not_fit_are_refused(given: Any, said: str) -> None:
-    """Before any package is sent."""
-    with pytest.raises(ClientError, match=said):
-        run_in_memory(pipeline(Mode.NO_ORDER, asr()), [b"x"], external=given)
